@@ -1,1 +1,58 @@
-//! Placeholder.
+//! The SGX driver: enclaves as a program builds, runs, changes and loses them.
+//!
+//! An [`Enclave`] is one open of `/dev/sgx_enclave`. This crate owns its pages' whereabouts, its version
+//! arrays, the order of the checks behind every ioctl, mapping, page fault and debugger access, and the two
+//! ends of paging (EWB and ELDU). It decides; [`Encls`](usgx_isa::Encls) carries out leaves,
+//! [`AddressSpaces`] moves pages in and out of processes, [`BackingStore`] keeps what is evicted. It does not
+//! know what a process, a thread or a file is. Called by the machine, or by a kernel. Source:
+//! `reference/linux-driver.md`, to whose sections the modules refer.
+//!
+//! # Locks
+//!
+//! ```text
+//! enclave.state      held across leaves, address space calls and backing store I/O; never two at once
+//!   lru              of the EPC manager; short
+//!     node.free      of the EPC manager; innermost
+//! registry           of the driver: which enclaves there are; takes nothing and nothing is held
+//! ```
+//!
+//! No lock is held in a call to a [`Caller`] or in [`AddressSpaces::kick`]: both may wait for a client.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod check;
+mod config;
+mod debug;
+mod driver;
+mod enclave;
+mod errno;
+mod fault;
+mod grow;
+mod ioctl;
+mod mapping;
+mod owner;
+mod page;
+mod paging;
+mod seams;
+mod state;
+mod stats;
+mod table;
+mod track;
+mod va;
+mod write_back;
+
+pub use config::Config;
+pub use driver::Driver;
+pub use enclave::{Enclave, EnclaveAttributes, NotResident};
+pub use errno::Errno;
+pub use fault::FaultOutcome;
+pub use ioctl::command;
+pub use page::{PageKind, Prot};
+pub use seams::{
+    AddressSpaces, BackingStore, Caller, Efault, EnclaveId, Machine, MapFailed, SourceError, StoreError,
+};
+pub use stats::{EnclaveStats, Stats};
+pub use usgx_epc::{Platform, SectionConfig};

@@ -1,1 +1,46 @@
-//! Placeholder.
+//! The Enclave Page Cache as a resource: who has which page, which pages may be taken back, and when.
+//!
+//! A page moves `Dirty` → `Free` → `Owned` → `Active` → `Reclaiming` → `Free` ([`PageState`]). This crate owns
+//! those moves, the free lists, the list of reclaimable pages, the watermarks and the reclaim pass. It does
+//! not know what an enclave is: whoever owns a page is a [`PageOwner`], which carries out what a pass
+//! decides. It runs no thread: `ksgxd` is [`Epc::should_reclaim`] and [`Epc::reclaim_pass`], called by whoever
+//! has a thread. Called by the driver. Source: `reference/linux-driver.md`, sections 3 and 12.
+//!
+//! # Locks
+//!
+//! ```text
+//! (the owner's own lock)   may be held around everything here but a reclaim pass and an allocation that reclaims
+//!   lru                    short; never held across a leaf, a call to an owner, or an I/O
+//!     node.free            innermost, takes nothing
+//! ```
+//!
+//! [`PageOwner::get`] is the one call made with `lru` held: it may take no lock.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod allocate;
+mod counters;
+mod epc;
+mod lru;
+mod nodes;
+mod owner;
+mod platform;
+mod reclaim;
+mod sanitize;
+mod state;
+
+pub use allocate::{AllocError, Reclaim};
+pub use counters::EpcStats;
+pub use epc::{Epc, InReclaim, SectionConfig};
+pub use owner::{Age, HeldOwner, PageOwner, Victim, Written};
+pub use platform::Platform;
+pub use reclaim::BATCH;
+pub use state::PageState;
+
+/// Free pages below which `ksgxd` is woken. Linux's value, absolute, whatever the size of the EPC.
+pub const LOW_PAGES: usize = 32;
+/// Free pages at which `ksgxd` goes back to sleep.
+pub const HIGH_PAGES: usize = 64;

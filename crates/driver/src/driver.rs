@@ -1,0 +1,154 @@
+//! The driver as a whole: what all enclaves share, and what the machine's threads call.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use lock_api::Mutex;
+use usgx_epc::{Epc, Platform};
+use usgx_isa::{Encls, EpcPage};
+
+use crate::config::Config;
+use crate::enclave::{Enclave, Inner};
+use crate::errno::Errno;
+use crate::owner::Owner;
+use crate::seams::{EnclaveId, Machine};
+use crate::stats::{Events, Stats};
+
+/// The mutex that a machine's platform provides.
+pub(crate) type RawMutexOf<M> = <<M as Machine>::Platform as Platform>::RawMutex;
+
+/// What all enclaves share.
+pub(crate) struct Kernel<M: Machine> {
+    pub(crate) hw: Arc<M::Hw>,
+    pub(crate) platform: Arc<M::Platform>,
+    pub(crate) spaces: Arc<M::Spaces>,
+    pub(crate) store: Arc<M::Store>,
+    pub(crate) epc: Epc<M::Platform, Owner<M>>,
+    pub(crate) config: Config,
+    pub(crate) events: Events,
+    pub(crate) va_pages: AtomicU64,
+    next_id: AtomicU64,
+    /// Which enclaves there are. Weak: being listed keeps no enclave alive.
+    registry: Mutex<RawMutexOf<M>, BTreeMap<EnclaveId, Weak<Inner<M>>>>,
+}
+
+impl<M: Machine> Kernel<M> {
+    /// Makes `page`, which nobody else knows, invalid and free; loses it if the processor refuses.
+    pub(crate) fn release(&self, page: EpcPage) {
+        match self.hw.eremove(page) {
+            Ok(()) => self.epc.free(page),
+            Err(_) => self.epc.leak(page),
+        }
+    }
+
+    /// As [`release`](Self::release), for a VA page.
+    pub(crate) fn release_va(&self, page: EpcPage) {
+        self.va_pages.fetch_sub(1, Relaxed);
+        self.release(page);
+    }
+
+    pub(crate) fn forget(&self, id: EnclaveId) {
+        self.registry.lock().remove(&id);
+    }
+
+    pub(crate) fn enclaves(&self) -> Vec<Arc<Inner<M>>> {
+        // Collected, so that no enclave is destroyed (which takes this lock) while the lock is held.
+        self.registry.lock().values().filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// The SGX driver. Cloning gives another reference to the same one.
+pub struct Driver<M: Machine>(pub(crate) Arc<Kernel<M>>);
+
+impl<M: Machine> Clone for Driver<M> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<M: Machine> Driver<M> {
+    /// A driver with no enclaves and no usable EPC: [`sanitize`](Self::sanitize) comes next.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        hw: Arc<M::Hw>,
+        platform: Arc<M::Platform>,
+        spaces: Arc<M::Spaces>,
+        store: Arc<M::Store>,
+    ) -> Self {
+        Self(Arc::new(Kernel {
+            epc: Epc::new(&config.sections, Arc::clone(&platform)),
+            hw,
+            platform,
+            spaces,
+            store,
+            config,
+            events: Events::default(),
+            va_pages: AtomicU64::new(0),
+            next_id: AtomicU64::new(1),
+            registry: Mutex::new(BTreeMap::new()),
+        }))
+    }
+
+    /// Opens `/dev/sgx_enclave`: a new enclave, of which nothing exists yet.
+    ///
+    /// # Errors
+    /// None at present; opening is a system call and may fail in machines to come.
+    pub fn open(&self) -> Result<Enclave<M>, Errno> {
+        let id = EnclaveId(self.0.next_id.fetch_add(1, Relaxed));
+        let inner = Inner::new(id, Arc::clone(&self.0));
+        self.0.registry.lock().insert(id, Arc::downgrade(&inner));
+        Ok(Enclave(inner))
+    }
+
+    /// Makes the EPC usable; returns the number of pages that stay unusable. Once, at start; any thread.
+    pub fn sanitize(&self) -> usize {
+        self.0.epc.sanitize(&*self.0.hw)
+    }
+
+    /// Whether `ksgxd` should run a pass now rather than sleep.
+    pub fn ksgxd_should_run(&self) -> bool {
+        self.0.epc.should_reclaim()
+    }
+
+    /// One reclaim pass, for the thread that is `ksgxd`; returns how many pages it freed. The thread sleeps until
+    /// it is woken, sanitising done, then runs passes while [`ksgxd_should_run`](Self::ksgxd_should_run).
+    pub fn ksgxd_pass(&self) -> usize {
+        self.0.epc.reclaim_pass()
+    }
+
+    /// EPC pages in all sections.
+    pub fn epc_pages(&self) -> usize {
+        self.0.epc.total_pages()
+    }
+
+    /// EPC pages that are free.
+    pub fn free_pages(&self) -> usize {
+        self.0.epc.free_pages()
+    }
+
+    /// Reads the counters.
+    pub fn stats(&self) -> Stats {
+        let (epc, events) = (self.0.epc.stats(), &self.0.events);
+        Stats {
+            enclaves: self.0.registry.lock().len() as u64,
+            pages_added: events.pages_added.get(),
+            epc_faults: events.faults.get(),
+            remaps: events.remaps.get(),
+            evictions: events.evictions.get(),
+            loads: events.loads.get(),
+            etracks: events.etracks.get(),
+            kicks: events.kicks.get(),
+            va_pages: self.0.va_pages.load(Relaxed),
+            total_pages: epc.total as u64,
+            free_pages: epc.free as u64,
+            peak_pages: epc.peak_used as u64,
+            leaked_pages: epc.leaked as u64,
+            reclaim_scans: epc.passes,
+            pages_scanned: epc.scanned,
+            direct_reclaims: epc.direct,
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Page faults on an enclave's mapping, and the page that a fault adds (EAUG).
+//!
+//! Source: `linux-driver.md`, sections 7.1 and 7.2. Two threads that fault on one missing page: on Linux the
+//! second gets SIGBUS, since the look-up and the insertion are apart there. Here both are under the lock, so
+//! the second simply finds the page.
+
+use usgx_epc::Reclaim;
+use usgx_isa::{Encls, LinAddr};
+
+use crate::enclave::{Enclave, Inner, Phase};
+use crate::errno::Errno;
+use crate::owner::Owner;
+use crate::page::{PageKind, Place, Prot};
+use crate::paging::LoadError;
+use crate::seams::{AddressSpaces, Machine};
+use crate::state::State;
+
+/// What the thread that faulted shall do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FaultOutcome {
+    /// Repeat the access: the page is mapped.
+    Mapped,
+    /// Repeat the access, after a moment: the page is on its way out, or EPC is short.
+    Retry,
+    /// SIGBUS, or the exception that stands for it inside an enclave.
+    Sigbus,
+    /// Repeat the access when the system has memory again.
+    OutOfMemory,
+}
+
+impl<M: Machine> Enclave<M> {
+    /// Handles a fault at `addr` in a mapping with protection `vma`. What kind of access it was does not matter.
+    pub fn fault(&self, addr: u64, vma: Prot) -> FaultOutcome {
+        self.0.fault(addr, vma)
+    }
+}
+
+impl<M: Machine> Inner<M> {
+    fn fault(&self, addr: u64, vma: Prot) -> FaultOutcome {
+        self.count(|events| &events.faults);
+        // Outside the range there is no page, and EAUG would refuse to add one.
+        let Some(index) = self.index(addr) else { return FaultOutcome::Sigbus };
+        let mut state = self.lock();
+        let result = match state.pages.get(index) {
+            None if self.kernel.config.sgx2 => self.augment(&mut state, index),
+            None => Err(LoadError::Missing),
+            Some(record) => {
+                let was_resident = matches!(record.place, Place::Resident(_));
+                let result = self.load(&mut state, index, vma);
+                if was_resident && result.is_ok() {
+                    self.count(|events| &events.remaps);
+                }
+                result.map(drop)
+            }
+        };
+        match result {
+            Ok(()) => self.map(&state, index),
+            Err(LoadError::Busy) => FaultOutcome::Retry,
+            Err(_) => FaultOutcome::Sigbus,
+        }
+    }
+
+    fn map(&self, state: &State, index: u64) -> FaultOutcome {
+        let record = state.pages.get(index).expect("the page was just loaded");
+        let page = record.place.epc_page().expect("the page was just loaded");
+        match self.kernel.spaces.map(self.id, self.addr(index), page, record.kind) {
+            Ok(()) => FaultOutcome::Mapped,
+            // The page stays in the enclave, an added one too, as on Linux.
+            Err(_) => FaultOutcome::Sigbus,
+        }
+    }
+
+    /// Adds a zeroed, pending page where there is none.
+    fn augment(&self, state: &mut State, index: u64) -> Result<(), LoadError> {
+        if self.phase() != Phase::Initialized {
+            return Err(LoadError::Missing);
+        }
+        let kernel = &self.kernel;
+        let secs = self.load_secs(state)?;
+        let page = kernel.epc.alloc(Reclaim::Forbidden)?;
+        let grown = match self.grow_locked(state) {
+            Ok(grown) => grown,
+            Err(error) => {
+                kernel.epc.free(page);
+                return Err(error);
+            }
+        };
+        if kernel.hw.eaug(page, secs, LinAddr(self.addr(index))).is_err() {
+            kernel.release(page);
+            if grown {
+                self.shrink(state);
+            }
+            return Err(LoadError::Failed);
+        }
+        state.add(index, page, Prot::all(), PageKind::Reg);
+        kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
+        self.count(|events| &events.pages_added);
+        Ok(())
+    }
+
+    /// Adds a VA page, without reclaiming, if one more page needs it; tells whether it did.
+    fn grow_locked(&self, state: &mut State) -> Result<bool, LoadError> {
+        if !state.va.must_grow(state.page_count) {
+            return Ok(false);
+        }
+        let page = self.new_va_page(Reclaim::Forbidden).map_err(|error| match error {
+            Errno::EBUSY => LoadError::Busy,
+            Errno::ENOMEM => LoadError::NoMemory,
+            _ => LoadError::Failed,
+        })?;
+        state.va.grow(page);
+        Ok(true)
+    }
+}

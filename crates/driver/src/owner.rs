@@ -1,0 +1,80 @@
+//! An enclave as the reclaimer knows it: an owner of pages.
+//!
+//! Ageing and marking happen under one acquisition of the enclave's lock, so no fault can map a page between
+//! the two. What is marked, faults leave alone, and so does everything else that looks at a page.
+//! Source: `linux-driver.md`, section 12.
+
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+
+use usgx_epc::{Age, BATCH, HeldOwner, PageOwner, Victim, Written};
+use usgx_isa::{Encls, EpcPage};
+
+use crate::enclave::Inner;
+use crate::page::Place;
+use crate::seams::{AddressSpaces, BackingStore, Machine};
+
+/// The reference to its enclave that a reclaimable page keeps.
+pub(crate) struct Owner<M: Machine>(pub(crate) Weak<Inner<M>>);
+
+/// An enclave that lives until a reclaim pass is through.
+pub(crate) struct Held<M: Machine>(Arc<Inner<M>>);
+
+impl<M: Machine> Clone for Owner<M> {
+    fn clone(&self) -> Self {
+        Self(Weak::clone(&self.0))
+    }
+}
+
+impl<M: Machine> PageOwner for Owner<M> {
+    type Held = Held<M>;
+
+    fn get(&self) -> Option<Held<M>> {
+        self.0.upgrade().map(Held)
+    }
+}
+
+impl<M: Machine> Held<M> {
+    fn located(&self, victims: &[Victim]) -> Vec<(u64, EpcPage)> {
+        victims.iter().map(|victim| (self.0.addr(victim.index), victim.page)).collect()
+    }
+}
+
+impl<M: Machine> HeldOwner for Held<M> {
+    fn id(&self) -> u64 {
+        self.0.id.0
+    }
+
+    fn age(&self, victims: &[Victim], ages: &mut [Age]) {
+        let (id, kernel) = (self.0.id, &self.0.kernel);
+        let mut state = self.0.lock();
+        let mut young = [false; BATCH];
+        let young = &mut young[..victims.len()];
+        kernel.spaces.test_and_clear_young(id, &self.located(victims), young);
+        for ((victim, young), age) in victims.iter().zip(young).zip(ages) {
+            *age = if *young {
+                Age::Young
+            } else if kernel.store.reserve(id, victim.index).is_err() {
+                Age::Refused
+            } else {
+                state.set_place(victim.index, Place::Reclaiming(victim.page));
+                Age::Old
+            };
+        }
+    }
+
+    fn block(&self, victims: &[Victim]) {
+        let state = self.0.lock();
+        self.0.kernel.spaces.zap(self.0.id, &self.located(victims));
+        for victim in victims {
+            // A page that is blocked already (an earlier write-back failed) says so, and is as good. Any other
+            // refusal shows again in EWB, which has a way back.
+            let _ = self.0.kernel.hw.eblock(victim.page);
+        }
+        drop(state);
+    }
+
+    fn write(&self, victims: &[Victim], written: &mut [Written]) {
+        self.0.write_back(victims, written);
+    }
+}

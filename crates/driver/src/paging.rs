@@ -1,0 +1,153 @@
+//! Loading: ELDU, the SECS before its children, never by reclaiming.
+//!
+//! What Linux does and we do not: Linux throws the evicted copy away whatever ELDU says. Here only a copy that
+//! fails its integrity check is given up (it will never load); after a fault, which changed nothing, it stays
+//! for the next try. Source: `linux-driver.md`, section 11.
+
+use usgx_epc::{AllocError, Reclaim};
+use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
+
+use crate::enclave::Inner;
+use crate::errno::Errno;
+use crate::owner::Owner;
+use crate::page::{Place, Prot, SlotRef};
+use crate::seams::{BackingStore, Machine};
+use crate::state::State;
+
+/// Why a page could not be brought into the EPC.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum LoadError {
+    /// It is about to be written back, or no EPC page is free just now. Try again.
+    Busy,
+    /// The enclave has no such page.
+    Missing,
+    /// The mapping that asks for the page allows more than the page does.
+    Denied,
+    /// There is no EPC page, and none can be reclaimed.
+    NoMemory,
+    /// The backing store failed, or what it returned is not what was put.
+    Failed,
+}
+
+impl From<AllocError> for LoadError {
+    fn from(error: AllocError) -> Self {
+        match error {
+            AllocError::Exhausted => Self::NoMemory,
+            AllocError::Busy | AllocError::Interrupted => Self::Busy,
+        }
+    }
+}
+
+impl From<LoadError> for Errno {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Busy => Self::EBUSY,
+            LoadError::Missing | LoadError::Denied | LoadError::Failed => Self::EFAULT,
+            LoadError::NoMemory => Self::ENOMEM,
+        }
+    }
+}
+
+/// What an evicted page loads as.
+struct Source {
+    /// Its name in the backing store.
+    index: u64,
+    slot: SlotRef,
+    addr: LinAddr,
+    /// The SECS, for a child page.
+    secs: Option<EpcPage>,
+}
+
+/// How ELDU of a page failed.
+enum Refusal {
+    /// For now; the copy is still there.
+    For(LoadError),
+    /// For ever; the copy is gone.
+    Lost,
+}
+
+impl<M: Machine> Inner<M> {
+    /// The index of the SECS in the backing store: the one after the last page.
+    pub(crate) fn secs_index(&self) -> u64 {
+        self.place().1 / 4096
+    }
+
+    /// Makes the page with number `index` ready for use in the EPC. `mapping` is the protection of the mapping
+    /// through which it will be used, if it is through one.
+    pub(crate) fn load(&self, state: &mut State, index: u64, mapping: Prot) -> Result<EpcPage, LoadError> {
+        let record = state.pages.get(index).ok_or(LoadError::Missing)?;
+        if !record.max_prot.contains(mapping) {
+            return Err(LoadError::Denied);
+        }
+        match record.place {
+            Place::Resident(page) => Ok(page),
+            Place::Reclaiming(_) => Err(LoadError::Busy),
+            Place::Blocked(page) => self.unblock(state, index, page),
+            Place::Lost(_) => Err(LoadError::Failed),
+            Place::Evicted(slot) => {
+                let secs = self.load_secs(state)?;
+                let source = Source { index, slot, addr: LinAddr(self.addr(index)), secs: Some(secs) };
+                match self.eldu(state, &source) {
+                    Ok(page) => {
+                        state.set_place(index, Place::Resident(page));
+                        state.resident += 1;
+                        self.kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
+                        Ok(page)
+                    }
+                    Err(Refusal::For(error)) => Err(error),
+                    Err(Refusal::Lost) => {
+                        state.set_place(index, Place::Lost(slot));
+                        Err(LoadError::Failed)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes the SECS ready in the EPC. It stays there even if nothing else comes of it, as on Linux.
+    pub(crate) fn load_secs(&self, state: &mut State) -> Result<EpcPage, LoadError> {
+        let slot = match state.secs.ok_or(LoadError::Missing)? {
+            Place::Resident(page) => return Ok(page),
+            Place::Evicted(slot) => slot,
+            Place::Lost(_) | Place::Reclaiming(_) | Place::Blocked(_) => return Err(LoadError::Failed),
+        };
+        let source = Source { index: self.secs_index(), slot, addr: LinAddr(0), secs: None };
+        match self.eldu(state, &source) {
+            Ok(page) => {
+                state.secs = Some(Place::Resident(page));
+                Ok(page)
+            }
+            Err(Refusal::For(error)) => Err(error),
+            Err(Refusal::Lost) => {
+                state.secs = Some(Place::Lost(slot));
+                Err(LoadError::Failed)
+            }
+        }
+    }
+
+    fn eldu(&self, state: &mut State, source: &Source) -> Result<EpcPage, Refusal> {
+        let kernel = &self.kernel;
+        let page = kernel.epc.alloc(Reclaim::Forbidden).map_err(|error| Refusal::For(error.into()))?;
+        if kernel.store.get(self.id, source.index, &mut state.transit).is_err() {
+            kernel.epc.free(page);
+            return Err(Refusal::For(LoadError::Failed));
+        }
+        let slot = state.va.slot(source.slot);
+        match kernel.hw.eldu(page, slot, source.addr, source.secs, &state.transit) {
+            Ok(()) => {
+                kernel.store.discard(self.id, source.index);
+                state.va.give_back(source.slot);
+                self.count(|events| &events.loads);
+                Ok(page)
+            }
+            Err(error) => {
+                kernel.release(page);
+                if error != LeafError::Code(SgxCode::MacCompareFail) {
+                    return Err(Refusal::For(LoadError::Failed));
+                }
+                kernel.store.discard(self.id, source.index);
+                Err(Refusal::Lost)
+            }
+        }
+    }
+}

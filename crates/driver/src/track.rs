@@ -1,0 +1,43 @@
+//! Tracking: making sure that no thread uses what the EPCM said before.
+//!
+//! ETRACK starts a cycle; it is complete when every thread that was inside has left once, which a kick brings
+//! about. Source: `linux-driver.md`, section 8.5; `sgx-isa.md`, section 6.
+
+use usgx_isa::Encls;
+
+use crate::enclave::Inner;
+use crate::errno::Errno;
+use crate::seams::{AddressSpaces, Machine};
+use crate::state::State;
+
+impl<M: Machine> Inner<M> {
+    /// Starts a tracking cycle; says whether the processor agreed.
+    pub(crate) fn etrack(&self, state: &State) -> bool {
+        // Without an SECS no page is in the EPC: nobody is inside and there is nothing to track.
+        let Some(secs) = state.secs_page() else { return true };
+        self.count(|events| &events.etracks);
+        self.kernel.hw.etrack(secs).is_ok()
+    }
+
+    /// Makes every thread leave once. No lock may be held.
+    pub(crate) fn kick(&self) {
+        self.count(|events| &events.kicks);
+        self.kernel.spaces.kick(self.id);
+    }
+
+    /// After EMODPR or EMODT: returns when every thread has left the enclave once since then.
+    ///
+    /// Linux does this for each page of an ioctl, with the enclave locked; once for all of them gives the same
+    /// promise when the ioctl returns.
+    pub(crate) fn track_changes(&self) -> Result<(), Errno> {
+        if !self.etrack(&self.lock()) {
+            // The cycle before has not ended yet. A kick ends it.
+            self.kick();
+            if !self.etrack(&self.lock()) {
+                return Err(Errno::EFAULT);
+            }
+        }
+        self.kick();
+        Ok(())
+    }
+}

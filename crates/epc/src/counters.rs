@@ -1,0 +1,78 @@
+//! Counters of the EPC. They are statistics and watermarks, never locks: all accesses are relaxed.
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+/// The live counters.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) free: AtomicUsize,
+    pub(crate) used: AtomicUsize,
+    pub(crate) peak_used: AtomicUsize,
+    pub(crate) leaked: AtomicUsize,
+    pub(crate) passes: AtomicU64,
+    pub(crate) scanned: AtomicU64,
+    pub(crate) reclaimed: AtomicU64,
+    pub(crate) direct: AtomicU64,
+    /// Pages that owners refused since a page was freed last.
+    pub(crate) refused: AtomicUsize,
+}
+
+impl Counters {
+    pub(crate) fn note_allocated(&self) {
+        self.free.fetch_sub(1, Relaxed);
+        let used = self.used.fetch_add(1, Relaxed) + 1;
+        self.peak_used.fetch_max(used, Relaxed);
+    }
+
+    pub(crate) fn note_freed(&self) {
+        self.refused.store(0, Relaxed);
+        self.used.fetch_sub(1, Relaxed);
+        self.free.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn free(&self) -> usize {
+        self.free.load(Relaxed)
+    }
+}
+
+/// A reading of the counters; the fields are not read at one instant.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct EpcStats {
+    /// Pages in all sections.
+    pub total: usize,
+    /// Pages on free lists.
+    pub free: usize,
+    /// Pages that somebody has.
+    pub used: usize,
+    /// The most pages that were in use at any time.
+    pub peak_used: usize,
+    /// Pages that EREMOVE refused and that are lost until the machine starts anew.
+    pub leaked: usize,
+    /// Pages on the list of reclaimable pages.
+    pub active: usize,
+    /// Reclaim passes.
+    pub passes: u64,
+    /// Pages that passes looked at.
+    pub scanned: u64,
+    /// Pages that passes freed (without SECS pages, which owners free).
+    pub reclaimed: u64,
+    /// Passes run by an allocation that found no free page.
+    pub direct: u64,
+}
+
+impl Counters {
+    pub(crate) fn read(&self, total: usize, active: usize) -> EpcStats {
+        EpcStats {
+            total,
+            free: self.free(),
+            used: self.used.load(Relaxed),
+            peak_used: self.peak_used.load(Relaxed),
+            leaked: self.leaked.load(Relaxed),
+            active,
+            passes: self.passes.load(Relaxed),
+            scanned: self.scanned.load(Relaxed),
+            reclaimed: self.reclaimed.load(Relaxed),
+            direct: self.direct.load(Relaxed),
+        }
+    }
+}

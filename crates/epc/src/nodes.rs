@@ -1,0 +1,70 @@
+//! Sections and the free lists of their NUMA nodes.
+//!
+//! A freed page goes to the tail of its node's list and the head is handed out next, so that a page rests as
+//! long as possible before it is used again. The lists never grow past the number of their node's pages, for
+//! which they have room from the start: freeing never allocates.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use lock_api::{Mutex, RawMutex};
+use usgx_isa::EpcPage;
+
+use crate::epc::SectionConfig;
+use crate::state::{PageState, StateCell};
+
+/// A node that has EPC.
+struct Node<R> {
+    id: usize,
+    free: Mutex<R, VecDeque<EpcPage>>,
+}
+
+/// All nodes with EPC, ascending by number, and the map from page to node.
+pub(crate) struct Nodes<R> {
+    sections: Box<[SectionConfig]>,
+    nodes: Box<[Node<R>]>,
+}
+
+impl<R: RawMutex> Nodes<R> {
+    pub(crate) fn new(sections: &[SectionConfig]) -> Self {
+        let mut ids: Vec<usize> = sections.iter().map(|section| section.node).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let pages = |id| sections.iter().filter(|s| s.node == id).map(|s| s.pages as usize).sum();
+        let nodes =
+            ids.iter().map(|&id| Node { id, free: Mutex::new(VecDeque::with_capacity(pages(id))) }).collect();
+        Self { sections: sections.into(), nodes }
+    }
+
+    pub(crate) fn sections(&self) -> &[SectionConfig] {
+        &self.sections
+    }
+
+    /// Takes a free page, from the node `near` if it has one, else from the next that has.
+    pub(crate) fn take(&self, near: usize, states: &[StateCell]) -> Option<EpcPage> {
+        let start = self.nodes.iter().position(|node| node.id >= near).unwrap_or(0);
+        let (before, from) = self.nodes.split_at(start);
+        from.iter().chain(before).find_map(|node| {
+            let mut free = node.free.lock();
+            let page = free.pop_front()?;
+            states[page.index()].change(PageState::Free, PageState::Owned);
+            Some(page)
+        })
+    }
+
+    /// Puts `page`, whose state is `from`, on the free list of its node.
+    pub(crate) fn put(&self, page: EpcPage, from: PageState, states: &[StateCell]) {
+        let section = self.sections.iter().find(|section| section.contains(page));
+        let id = section.expect("only pages of a section are ever handed out").node;
+        let node = self.nodes.iter().find(|node| node.id == id).expect("each section's node is listed");
+        let mut free = node.free.lock();
+        states[page.index()].change(from, PageState::Free);
+        free.push_back(page);
+    }
+
+    /// The lengths of all free lists together.
+    pub(crate) fn count_free(&self) -> usize {
+        self.nodes.iter().map(|node| node.free.lock().len()).sum()
+    }
+}

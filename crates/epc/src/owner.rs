@@ -1,0 +1,62 @@
+//! What the reclaimer asks of whoever owns a page.
+//!
+//! Calls take all pages of one owner in one batch, in ascending order of their index, so that an owner can
+//! unmap contiguous runs at once and take its lock once. An owner may refuse any page at any step; a refusal
+//! costs time, never correctness.
+
+use usgx_isa::EpcPage;
+
+/// A page under consideration, as its owner knows it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Victim {
+    /// The EPC page.
+    pub page: EpcPage,
+    /// The number the owner gave when it made the page reclaimable.
+    pub index: u64,
+}
+
+/// What ageing found out about a page.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Age {
+    /// Not used since the last call, and from here on *being reclaimed*: the owner lets nobody touch it.
+    Old,
+    /// Used since the last call.
+    Young,
+    /// Old, but it can not be evicted now: there is no room for its contents.
+    Refused,
+}
+
+/// What became of a victim that was to be written back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Written {
+    /// The page's contents are elsewhere and the EPC page is invalid: it is free.
+    Gone,
+    /// The page could not be written back; it is where it was, and still belongs to its owner.
+    Kept,
+}
+
+/// A weak reference to the owner of reclaimable pages.
+///
+/// It is kept for each page and must not keep the owner alive.
+pub trait PageOwner: Clone + Send + Sync + 'static {
+    /// A reference that keeps the owner alive until it is dropped, which may destroy the owner.
+    type Held: HeldOwner;
+
+    /// Takes a reference, unless the owner is being destroyed. Takes no lock.
+    fn get(&self) -> Option<Self::Held>;
+}
+
+/// An owner that stays for the length of a reclaim pass. No lock of this crate is held in any call.
+pub trait HeldOwner: Send {
+    /// A number that tells owners apart.
+    fn id(&self) -> u64;
+
+    /// Tells the age of each page, and starts the reclaim of the old ones.
+    fn age(&self, victims: &[Victim], ages: &mut [Age]);
+
+    /// Takes pages that are being reclaimed out of all address spaces, and blocks them.
+    fn block(&self, victims: &[Victim]);
+
+    /// Writes blocked pages back, and ends their *being reclaimed* whatever the outcome.
+    fn write(&self, victims: &[Victim], written: &mut [Written]);
+}

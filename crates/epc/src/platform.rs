@@ -1,0 +1,23 @@
+//! What the EPC manager and the driver need of the system they run in.
+//!
+//! Implemented by the machine, by the test kit, and by a kernel. Every method speaks of the calling thread.
+
+/// Locks, signals and scheduling, from outside.
+pub trait Platform: Send + Sync + 'static {
+    /// The mutex everything here is locked with.
+    type RawMutex: lock_api::RawMutex + Send + Sync + 'static;
+
+    /// Whether the calling thread should give up waiting and return to its program.
+    fn signal_pending(&self) -> bool;
+
+    /// Wakes the thread that runs [`Epc::reclaim_pass`](crate::Epc::reclaim_pass); cheap when it is awake.
+    fn wake_ksgxd(&self);
+
+    /// Lets other threads run.
+    fn yield_now(&self);
+
+    /// The NUMA node of the calling thread's processor.
+    fn current_node(&self) -> usize {
+        0
+    }
+}

@@ -1,0 +1,139 @@
+//! One reclaim pass: 16 pages from the old end of the list, second chance for those that were used.
+//!
+//! The batch moves `Isolated` → `Marked` → `Blocked` → written, each a type that the next step consumes, so no
+//! page is written back that was not blocked and none is blocked that its owner did not agree to give. Pages
+//! are handled in groups of one owner. No lock is held in any call to an owner. A pass holds every
+//! owner alive; dropping the last reference to one at the end of a pass destroys it here.
+//! Called by `ksgxd`, by allocations without a free page, and by the SGX2 ioctls when pages are few.
+
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
+
+use usgx_isa::EpcPage;
+
+use crate::epc::Epc;
+use crate::owner::{Age, HeldOwner, PageOwner, Victim, Written};
+use crate::platform::Platform;
+use crate::state::PageState;
+
+/// Pages that one pass looks at. One ETRACK pays for all of them that belong to one enclave.
+pub const BATCH: usize = 16;
+
+/// A page that the pass has taken off the list.
+struct Entry<H> {
+    owner: H,
+    victim: Victim,
+    /// Its place in the list, for going back in the same order.
+    order: usize,
+}
+
+/// Pages off the list, sorted by owner and index.
+struct Isolated<H>(Vec<Entry<H>>);
+/// Pages that their owners are ready to give up, and nobody can map any more.
+struct Marked<H>(Vec<Entry<H>>);
+/// Marked pages that are in no address space and blocked.
+struct Blocked<H>(Vec<Entry<H>>);
+
+/// Calls `each` with every group of entries that have one owner.
+fn for_each_owner<H: HeldOwner>(entries: &[Entry<H>], mut each: impl FnMut(&H, &[Victim], usize)) {
+    let mut start = 0;
+    for group in entries.chunk_by(|a, b| a.owner.id() == b.owner.id()) {
+        let victims: Vec<Victim> = group.iter().map(|entry| entry.victim).collect();
+        each(&group[0].owner, &victims, start);
+        start += group.len();
+    }
+}
+
+impl<P: Platform, O: PageOwner> Epc<P, O> {
+    /// Looks at up to [`BATCH`] pages and reclaims those that were not used; returns how many it freed.
+    pub fn reclaim_pass(&self) -> usize {
+        self.counters.passes.fetch_add(1, Relaxed);
+        self.isolate().age(self).block().write(self)
+    }
+
+    fn isolate(&self) -> Isolated<O::Held> {
+        let mut entries = Vec::with_capacity(BATCH);
+        let mut lru = self.lru.lock();
+        for order in 0..BATCH {
+            let Some(page) = lru.pop_front() else { break };
+            self.counters.scanned.fetch_add(1, Relaxed);
+            let state = &self.states[page.index()];
+            let (owner, index) = lru.owner(page).expect("a page on the list has an owner");
+            match owner.get() {
+                Some(owner) => {
+                    entries.push(Entry { owner, victim: Victim { page, index: *index }, order });
+                    state.change(PageState::Active, PageState::Reclaiming);
+                }
+                None => {
+                    // The destruction of its owner frees it; it counts as one of the batch all the same.
+                    lru.clear_owner(page);
+                    state.change(PageState::Active, PageState::Owned);
+                }
+            }
+        }
+        drop(lru);
+        entries.sort_by_key(|entry| (entry.owner.id(), entry.victim.index));
+        Isolated(entries)
+    }
+
+    /// Puts pages back on the list, as the newest ones.
+    fn put_back(&self, pages: impl Iterator<Item = EpcPage>) {
+        let mut lru = self.lru.lock();
+        for page in pages {
+            self.states[page.index()].change(PageState::Reclaiming, PageState::Active);
+            lru.push_back(page);
+        }
+    }
+}
+
+impl<H: HeldOwner> Isolated<H> {
+    fn age<P: Platform, O: PageOwner<Held = H>>(self, epc: &Epc<P, O>) -> Marked<H> {
+        let mut ages = [Age::Young; BATCH];
+        for_each_owner(&self.0, |owner, victims, start| {
+            owner.age(victims, &mut ages[start..start + victims.len()]);
+        });
+        let refused = ages.iter().filter(|age| **age == Age::Refused).count();
+        epc.counters.refused.fetch_add(refused, Relaxed);
+        let (mut kept, mut marked) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+        for (entry, age) in self.0.into_iter().zip(ages) {
+            match age {
+                Age::Old => marked.push(entry),
+                Age::Young | Age::Refused => kept.push(entry),
+            }
+        }
+        kept.sort_by_key(|entry: &Entry<H>| entry.order);
+        epc.put_back(kept.iter().map(|entry| entry.victim.page));
+        Marked(marked)
+    }
+}
+
+impl<H: HeldOwner> Marked<H> {
+    fn block(self) -> Blocked<H> {
+        for_each_owner(&self.0, |owner, victims, _| owner.block(victims));
+        Blocked(self.0)
+    }
+}
+
+impl<H: HeldOwner> Blocked<H> {
+    fn write<P: Platform, O: PageOwner<Held = H>>(self, epc: &Epc<P, O>) -> usize {
+        let mut written = [Written::Kept; BATCH];
+        for_each_owner(&self.0, |owner, victims, start| {
+            owner.write(victims, &mut written[start..start + victims.len()]);
+        });
+        let outcome = || self.0.iter().map(|entry| entry.victim.page).zip(written);
+        let gone = || outcome().filter(|(_, w)| *w == Written::Gone).map(|(page, _)| page);
+        epc.put_back(outcome().filter(|(_, w)| *w == Written::Kept).map(|(page, _)| page));
+        {
+            let mut lru = epc.lru.lock();
+            for page in gone() {
+                lru.clear_owner(page);
+                epc.states[page.index()].change(PageState::Reclaiming, PageState::Owned);
+            }
+        }
+        gone().for_each(|page| epc.free(page));
+        let freed = gone().count();
+        epc.counters.reclaimed.fetch_add(freed as u64, Relaxed);
+        // Only now, with every page where it belongs, may the owners go.
+        freed
+    }
+}
