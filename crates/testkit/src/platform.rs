@@ -1,0 +1,50 @@
+//! Locks, signals and scheduling of a simulated system.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+use usgx_epc::Platform;
+
+/// A platform whose signals are switched by the test and whose `ksgxd` only counts how often it is woken.
+#[derive(Debug, Default)]
+pub struct SimPlatform {
+    signal: AtomicBool,
+    wakes: AtomicUsize,
+    node: AtomicUsize,
+}
+
+impl SimPlatform {
+    /// Makes a signal pending, or takes it away.
+    pub fn set_signal(&self, pending: bool) {
+        self.signal.store(pending, SeqCst);
+    }
+
+    /// Says on which NUMA node all threads run.
+    pub fn set_node(&self, node: usize) {
+        self.node.store(node, SeqCst);
+    }
+
+    /// How often `ksgxd` was woken.
+    pub fn wakes(&self) -> usize {
+        self.wakes.load(SeqCst)
+    }
+}
+
+impl Platform for SimPlatform {
+    type RawMutex = parking_lot::RawMutex;
+
+    fn signal_pending(&self) -> bool {
+        self.signal.load(SeqCst)
+    }
+
+    fn wake_ksgxd(&self) {
+        self.wakes.fetch_add(1, SeqCst);
+    }
+
+    fn yield_now(&self) {
+        std::thread::yield_now();
+    }
+
+    fn current_node(&self) -> usize {
+        self.node.load(SeqCst)
+    }
+}

@@ -1,0 +1,185 @@
+//! A whole system: driver, processor and simulations, and a program that uses enclaves.
+
+use std::sync::Arc;
+
+use usgx_cpu::{Access, ArenaBytes, FuseKeys, PageBytes, Processor, Profile};
+use usgx_driver::{Config, Driver, Enclave, FaultOutcome, Machine, Prot, SectionConfig};
+use usgx_isa::{EpcPage, LinAddr};
+
+use crate::caller::SimCaller;
+use crate::image::Image;
+use crate::platform::SimPlatform;
+use crate::rng::Rng;
+use crate::spaces::SimSpaces;
+use crate::store::SimStore;
+use crate::threads::SimThreads;
+
+/// The processor of a simulated system.
+pub type SimHw = Processor<ArenaBytes, SimThreads>;
+
+/// The types of a simulated system.
+#[derive(Debug)]
+pub enum SimMachine {}
+
+impl Machine for SimMachine {
+    type Hw = SimHw;
+    type Platform = SimPlatform;
+    type Spaces = SimSpaces;
+    type Store = SimStore;
+}
+
+/// How often a program repeats an access that does not succeed, before the test is considered stuck.
+const PATIENCE: usize = 100_000;
+
+/// What came of an access to an enclave page.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Touch {
+    /// It was made; the value that was there before.
+    Done(u64),
+    /// SIGBUS.
+    Sigbus,
+    /// The page is there and the EPCM refuses the access.
+    Refused,
+    /// It was repeated without end.
+    Stuck,
+}
+
+/// Driver, processor and simulations.
+pub struct System {
+    /// The driver.
+    pub driver: Driver<SimMachine>,
+    /// The processor.
+    pub hw: Arc<SimHw>,
+    /// Locks and signals.
+    pub platform: Arc<SimPlatform>,
+    /// Address spaces.
+    pub spaces: Arc<SimSpaces>,
+    /// Backing store.
+    pub store: Arc<SimStore>,
+    /// Threads inside enclaves.
+    pub threads: SimThreads,
+    /// Whether an access that must wait runs reclaim passes itself, since no thread is `ksgxd`.
+    pub plays_ksgxd: bool,
+}
+
+impl System {
+    /// A system with an EPC of `pages` pages, sanitised, on a processor with SGX2.
+    #[must_use]
+    pub fn with_epc_pages(pages: u32) -> Self {
+        Self::with_profile(pages, Profile::default())
+    }
+
+    /// A system with another processor.
+    #[must_use]
+    pub fn with_profile(pages: u32, profile: Profile) -> Self {
+        let mut rng = Rng::new(u64::from(pages));
+        let threads = SimThreads::default();
+        let fuses = FuseKeys::generate(&mut |out| rng.fill(out));
+        let hw = Arc::new(Processor::new(
+            profile,
+            fuses,
+            pages,
+            ArenaBytes::new(pages),
+            threads.clone(),
+            &mut |out| rng.fill(out),
+        ));
+        let (platform, store) = (Arc::new(SimPlatform::default()), Arc::new(SimStore::default()));
+        let spaces = Arc::new(SimSpaces::new(threads.clone()));
+        let config = Config {
+            sections: vec![SectionConfig { node: 0, first: EpcPage(0), pages }],
+            sgx2: hw.profile().has_sgx2(),
+            misc_reserved: !hw.profile().miscselect() | !1,
+            attributes_reserved: !hw.profile().attributes() | 1 << 3 | 1 << 6 | 1 << 8 | 1 << 9 | !0 << 11,
+            xfrm_reserved: !hw.profile().xfrm(),
+        };
+        let driver = Driver::new(
+            config,
+            Arc::clone(&hw),
+            Arc::clone(&platform),
+            Arc::clone(&spaces),
+            Arc::clone(&store),
+        );
+        assert_eq!(driver.sanitize(), 0, "a new EPC is clean");
+        Self { driver, hw, platform, spaces, store, threads, plays_ksgxd: true }
+    }
+
+    /// Opens an enclave.
+    #[must_use]
+    pub fn open(&self) -> Enclave<SimMachine> {
+        self.driver.open().expect("opening succeeds")
+    }
+
+    /// Opens and builds an enclave.
+    #[must_use]
+    pub fn build(&self, image: &Image) -> Enclave<SimMachine> {
+        let enclave = self.open();
+        image.build(&enclave, &SimCaller::new()).expect("the image builds");
+        enclave
+    }
+
+    /// Reads the 64-bit number at `addr`, as enclave code does.
+    pub fn read(&self, enclave: &Enclave<SimMachine>, addr: u64) -> Touch {
+        self.touch(enclave, addr, Prot::R | Prot::W, None)
+    }
+
+    /// Writes the 64-bit number at `addr`, as enclave code does.
+    pub fn write(&self, enclave: &Enclave<SimMachine>, addr: u64, value: u64) -> Touch {
+        self.touch(enclave, addr, Prot::R | Prot::W, Some(value))
+    }
+
+    /// Accesses the 64-bit number at `addr` through a mapping with protection `vma`: faults until the page is
+    /// mapped, asks the EPCM, and reads the old number and writes the new one, if there is one.
+    pub fn touch(&self, enclave: &Enclave<SimMachine>, addr: u64, vma: Prot, value: Option<u64>) -> Touch {
+        for _ in 0..PATIENCE {
+            if let Some(touch) = self.try_touch(enclave, addr, value) {
+                return touch;
+            }
+            match enclave.fault(addr, vma) {
+                FaultOutcome::Mapped => {}
+                FaultOutcome::Sigbus => return Touch::Sigbus,
+                FaultOutcome::Retry if self.plays_ksgxd => {
+                    self.driver.ksgxd_pass();
+                }
+                FaultOutcome::Retry | FaultOutcome::OutOfMemory => std::thread::yield_now(),
+            }
+        }
+        Touch::Stuck
+    }
+
+    /// The access, if the page is mapped. The enclave's lock stands for the atomicity of one access to memory.
+    fn try_touch(&self, enclave: &Enclave<SimMachine>, addr: u64, value: Option<u64>) -> Option<Touch> {
+        let page_addr = LinAddr(addr).page();
+        let access = |secs: EpcPage, page: EpcPage| {
+            if self.spaces.mapped(enclave.id(), page_addr.0) != Some(page) {
+                return None;
+            }
+            let entry = self.hw.epcm(page).expect("what is mapped is valid");
+            let kind = if value.is_some() { Access::Write } else { Access::Read };
+            if !entry.permits(secs, page_addr, kind) {
+                return Some(Touch::Refused);
+            }
+            let offset = (addr % 4096) as usize;
+            let mut old = [0; 8];
+            self.hw.bytes().read(page, offset, &mut old);
+            if let Some(value) = value {
+                self.hw.bytes().write(page, offset, &value.to_le_bytes());
+            }
+            Some(Touch::Done(u64::from_le_bytes(old)))
+        };
+        enclave.with_pages(|secs, look_up| look_up(addr).and_then(|page| access(secs, page))).ok().flatten()
+    }
+
+    /// Reclaims until nothing more goes; every page that can is evicted then.
+    pub fn evict_all(&self) {
+        while self.driver.ksgxd_pass() > 0 || self.spaces.nr_mapped() > 0 {}
+    }
+
+    /// Checks the books of the driver, and those of the simulations against them.
+    pub fn check_invariants(&self) {
+        self.driver.check_invariants();
+        let stats = self.driver.stats();
+        assert!(self.spaces.nr_spaces() as u64 <= stats.enclaves, "address spaces belong to enclaves");
+        assert_eq!(self.store.nr_enclaves(), self.spaces.nr_spaces(), "created enclaves have a store");
+        assert_eq!(self.store.nr_reserved(), self.store.nr_stored(), "no room is kept for pages that stayed");
+    }
+}
