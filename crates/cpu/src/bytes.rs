@@ -10,6 +10,9 @@ use usgx_isa::{EpcPage, PAGE_SIZE, Page};
 ///
 /// Every page named is below the processor's `nr_pages`, and `offset` plus the length stays within the page.
 /// Calls for one page can come from several threads at once; each call is then as atomic as memory is.
+///
+/// An implementation may take locks, but none that a caller of the processor holds: a leaf that takes a page
+/// exclusively waits for accesses that are in these methods.
 pub trait PageBytes: Send + Sync {
     /// Reads `out.len()` bytes of `page` from `offset` on.
     fn read(&self, page: EpcPage, offset: usize, out: &mut [u8]);
