@@ -1,0 +1,85 @@
+//! The way in and the way out, in assembly: nothing of the caller's state can be trusted here.
+//!
+//! At EENTER the processor gives: RAX, how many frames of this thread are saved already (0, or else this is
+//! a second entry after an exception); RBX, the TCS; RCX, where to go back to. RDI is the caller's argument,
+//! a pointer to a request. All else is the caller's too, flags and stack pointer included.
+
+use core::arch::global_asm;
+
+global_asm!(
+    ".pushsection .text.entry, \"ax\", @progbits",
+    ".globl enclave_entry",
+    "enclave_entry:",
+    "   test eax, eax",
+    "   jnz 2f",
+    // The thread's own stack, at a fixed distance from its TCS.
+    "   lea r10, [rbx + {stack_top}]",
+    "   mov [r10 - 8], rsp",
+    "   mov [r10 - 16], rbp",
+    "   mov [r10 - 24], rcx",
+    "   lea rsp, [r10 - 32]",
+    // Flags: direction forward, no alignment checks. Floating point: the defaults.
+    "   push 2",
+    "   popfq",
+    "   push 0x1f80",
+    "   ldmxcsr [rsp]",
+    "   add rsp, 8",
+    "   fninit",
+    // Callee-saved registers: the caller may want to find its own again.
+    "   push rbx",
+    "   push r12",
+    "   push r13",
+    "   push r14",
+    "   push r15",
+    "   sub rsp, 8",
+    "   xor ebp, ebp",
+    // Addresses in the data depend on the base, which nobody knows before. Every entry writes the same
+    // values, so threads need not agree on who is the first.
+    "   lea r11, [rip + enclave_base]",
+    "   lea rsi, [rip + enclave_relocations]",
+    "   lea rdx, [rip + enclave_relocations_end]",
+    "3: cmp rsi, rdx",
+    "   jae 4f",
+    "   mov rax, [rsi]",
+    "   mov rcx, [rsi + 16]",
+    "   add rcx, r11",
+    "   mov [r11 + rax], rcx",
+    "   add rsi, 24",
+    "   jmp 3b",
+    "4:",
+    "   call {serve}",
+    "   add rsp, 8",
+    "   pop r15",
+    "   pop r14",
+    "   pop r13",
+    "   pop r12",
+    "   pop r10",
+    "   lea r10, [r10 + {stack_top}]",
+    "   mov rbx, [r10 - 24]",
+    "   mov rbp, [r10 - 16]",
+    "   mov rsp, [r10 - 8]",
+    // Nothing of ours goes out in registers.
+    "   xor ecx, ecx",
+    "   xor edx, edx",
+    "   xor esi, esi",
+    "   xor edi, edi",
+    "   xor r8d, r8d",
+    "   xor r9d, r9d",
+    "   xor r10d, r10d",
+    "   xor r11d, r11d",
+    "   .irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+    "   pxor xmm\\i, xmm\\i",
+    "   .endr",
+    "   cmp eax, eax",
+    "   mov eax, {eexit}",
+    "   enclu",
+    // A second entry after an exception: this enclave repairs nothing, so it only goes back.
+    "2: mov rbx, rcx",
+    "   mov eax, {eexit}",
+    "   enclu",
+    "   ud2",
+    ".popsection",
+    serve = sym crate::serve,
+    stack_top = const crate::layout::STACK_TOP,
+    eexit = const crate::leaf::EEXIT,
+);
