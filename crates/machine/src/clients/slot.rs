@@ -1,0 +1,98 @@
+//! What the machine knows of a thread that has a slot.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+
+use parking_lot::Mutex;
+use usgx_sys::socket;
+use usgx_wire::slot::turn;
+
+use crate::clients::Client;
+
+/// Counts the pages that a thread has faulted in, so that its last ones can be told.
+#[derive(Debug, Default)]
+pub(crate) struct FaultClock(AtomicU64);
+
+impl FaultClock {
+    /// The number of faults so far.
+    pub(crate) fn now(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Counts a fault; returns its number.
+    pub(crate) fn tick(&self) -> u64 {
+        self.0.fetch_add(1, Relaxed) + 1
+    }
+}
+
+/// A thread's slot, the machine's part.
+#[derive(Debug)]
+pub(crate) struct ThreadSlot {
+    index: u32,
+    tid: u32,
+    kick: OwnedFd,
+    clock: Arc<FaultClock>,
+    ending: AtomicBool,
+    /// An enclave, and the epoch up to which the thread counts as having left it.
+    left: Mutex<(u64, u64)>,
+}
+
+impl ThreadSlot {
+    pub(crate) fn new(index: u32, tid: u32, kick: OwnedFd) -> Self {
+        Self {
+            index,
+            tid,
+            kick,
+            clock: Arc::default(),
+            ending: AtomicBool::new(false),
+            left: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    pub(crate) fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<FaultClock> {
+        &self.clock
+    }
+
+    /// Says that the thread will make no more calls.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, SeqCst);
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(SeqCst)
+    }
+
+    /// Sends the thread a signal, through the socket that it owns.
+    pub(crate) fn kick(&self) {
+        socket::send_byte(&self.kick);
+    }
+
+    /// If the thread is inside the enclave with this handle: the epoch in which it counts as having entered.
+    pub(crate) fn inside(&self, client: &Client, handle: u64) -> Option<u64> {
+        if client.is_closed() {
+            return None;
+        }
+        let memory = client.region().slot(self.index);
+        let (enclave, entered) = memory.inside().filter(|(enclave, _)| *enclave == handle)?;
+        // A thread in a call executes nothing of the enclave; its reply will count as a new entry.
+        if matches!(memory.load_turn(), turn::CALL | turn::UPCALL | turn::ANSWER) {
+            return None;
+        }
+        let (left_enclave, left_epoch) = *self.left.lock();
+        Some(if left_enclave == enclave { entered.max(left_epoch) } else { entered })
+    }
+
+    /// Counts the thread as having left the enclave and come back in `epoch`.
+    pub(crate) fn write_off(&self, handle: u64, epoch: u64) {
+        *self.left.lock() = (handle, epoch);
+    }
+}

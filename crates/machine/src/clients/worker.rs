@@ -1,0 +1,186 @@
+//! A worker: the machine's thread that serves one slot, and its line to the client's thread.
+//!
+//! It waits for the client's turn word, carries the call out, and replies. In between it may ask the client
+//! something ([`Link::upcall`]); no lock is held then, as the client may take for ever. A worker ends when its
+//! thread gives the slot back or the process is gone.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use usgx_wire::slot::{NR_WORDS, turn, upcall};
+
+use crate::calls;
+use crate::clients::{Client, ThreadSlot};
+use crate::hardware::region::SlotMemory;
+use crate::system::Host;
+
+/// Stack of a worker: calls are shallow, and their largest locals are a few pages.
+const STACK_SIZE: usize = 256 * 1024;
+/// How often at most a client is asked whether a signal is pending; a question is a round trip.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(1);
+/// How long a worker looks at the turn word after a reply before it sleeps. Threads that fault or run through
+/// ioctls make their next call within microseconds, and waking a sleeper costs 17 of them; but a worker that
+/// looks takes a processor from somebody, so it does that only while it pays ([`Spin`]).
+const SPIN: Duration = Duration::from_micros(20);
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<Link>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f` with the client's thread that the calling worker serves, if it is a worker.
+pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Link>) -> R) -> R {
+    let link = CURRENT.with(|current| current.borrow().clone());
+    f(link.as_deref())
+}
+
+/// A worker's line to its client's thread.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) host: Arc<Host>,
+    pub(crate) client: Arc<Client>,
+    pub(crate) slot: Arc<ThreadSlot>,
+    /// When the client was last asked for signals, or the call began.
+    asked: Mutex<Instant>,
+    /// The page of the last ENCLU operand that was not there, plus 1; 0 if none. See `calls::fault`.
+    pub(crate) missing_operand: AtomicU64,
+}
+
+impl Link {
+    pub(crate) fn memory(&self) -> SlotMemory<'_> {
+        self.client.region().slot(self.slot.index())
+    }
+
+    /// Whether the client's thread is gone.
+    pub(crate) fn is_over(&self) -> bool {
+        self.client.is_closed() || self.slot.is_ending()
+    }
+
+    /// Asks the client something; `None` if it hung up instead of answering.
+    pub(crate) fn upcall(&self, what: u64, args: [u64; 2]) -> Option<u64> {
+        self.host.upcalls.fetch_add(1, Relaxed);
+        let mut words = [0; NR_WORDS];
+        words[..3].copy_from_slice(&[what, args[0], args[1]]);
+        self.memory().hand_over(&words, turn::UPCALL);
+        self.wait_for(turn::ANSWER, &mut Spin::never()).then(|| self.memory().load_words()[1])
+    }
+
+    /// Whether a signal is pending for the client's thread; asks now and then only.
+    pub(crate) fn signal_pending(&self) -> bool {
+        if self.is_over() {
+            return true;
+        }
+        {
+            let mut asked = self.asked.lock();
+            if asked.elapsed() < SIGNAL_INTERVAL {
+                return false;
+            }
+            *asked = Instant::now();
+        }
+        self.upcall(upcall::SIGNAL_PENDING, [0, 0]).is_none_or(|pending| pending != 0)
+    }
+
+    /// Waits until it is the machine's turn with `wanted`; false if the client's thread is gone.
+    fn wait_for(&self, wanted: u32, spin: &mut Spin) -> bool {
+        let memory = self.memory();
+        if spin.is_worth_it() {
+            let start = Instant::now();
+            while start.elapsed() < SPIN {
+                if memory.load_turn() == wanted {
+                    spin.note(true);
+                    return !self.is_over();
+                }
+                std::hint::spin_loop();
+            }
+            spin.note(false);
+        }
+        loop {
+            if self.is_over() {
+                return false;
+            }
+            let seen = memory.load_turn();
+            if seen == wanted {
+                return true;
+            }
+            memory.sleep(seen, || !self.is_over());
+        }
+    }
+
+    fn run(&self) {
+        let memory = self.memory();
+        let mut spin = Spin::default();
+        while self.wait_for(turn::CALL, &mut spin) {
+            // Copied once; what the client writes from here on is not looked at.
+            let words = memory.load_words();
+            self.host.calls.fetch_add(1, Relaxed);
+            *self.asked.lock() = Instant::now();
+            let Ok(reply) = catch_unwind(AssertUnwindSafe(|| calls::dispatch(self, &words))) else {
+                tracing::error!(
+                    pid = self.client.credentials().pid,
+                    call = words[0],
+                    "a call made the machine panic; its client is given up"
+                );
+                self.client.close();
+                break;
+            };
+            self.count_as_reentered();
+            memory.hand_over(&reply, turn::REPLY);
+        }
+    }
+
+    /// A thread that was in a call while inside an enclave counts as having come back just now.
+    fn count_as_reentered(&self) {
+        let Some((handle, _)) = self.memory().inside() else { return };
+        if let Some(enclave) = self.client.enclave(handle) {
+            self.slot.write_off(handle, enclave.view.epoch());
+        }
+    }
+}
+
+/// Whether looking at the turn word for a while is worth it for a client's thread.
+#[derive(Debug, Default)]
+struct Spin {
+    /// Looks in a row that found nothing; or more, to stop it for good.
+    misses: u32,
+    /// Waits until the next try.
+    pause: u32,
+}
+
+impl Spin {
+    fn never() -> Self {
+        Self { misses: u32::MAX, pause: u32::MAX }
+    }
+
+    fn is_worth_it(&mut self) -> bool {
+        self.pause = self.pause.saturating_sub(1);
+        self.pause == 0
+    }
+
+    fn note(&mut self, found: bool) {
+        self.misses = if found { 0 } else { (self.misses + 1).min(6) };
+        self.pause = (1 << self.misses) - 1;
+    }
+}
+
+/// Starts the worker of a slot.
+pub(crate) fn start(host: &Arc<Host>, client: &Arc<Client>, slot: &Arc<ThreadSlot>) -> std::io::Result<()> {
+    let link = Arc::new(Link {
+        host: Arc::clone(host),
+        client: Arc::clone(client),
+        slot: Arc::clone(slot),
+        asked: Mutex::new(Instant::now()),
+        missing_operand: AtomicU64::new(0),
+    });
+    let name = format!("slot-{}-{}", client.credentials().pid, slot.index());
+    std::thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(move || {
+        CURRENT.with(|current| *current.borrow_mut() = Some(Arc::clone(&link)));
+        link.run();
+        CURRENT.with(|current| current.borrow_mut().take());
+        link.memory().close();
+        link.client.remove_slot(link.slot.index());
+    })?;
+    Ok(())
+}

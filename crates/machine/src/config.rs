@@ -1,0 +1,29 @@
+//! What a machine is told when it starts.
+
+use std::path::PathBuf;
+
+/// The machine to build.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// Size of the EPC in bytes, a multiple of 4096.
+    pub epc_bytes: u64,
+    /// Name of the processor's profile; see [`usgx_cpu::Profile::all`].
+    pub profile: String,
+    /// Where the processor's fuse keys are kept, so that sealed data outlives the machine. Without a directory, or
+    /// with one that cannot be used, the keys live as long as the machine.
+    pub state_dir: Option<PathBuf>,
+    /// A directory for evicted pages; without one they stay in memory.
+    pub swap: Option<PathBuf>,
+}
+
+impl Default for MachineConfig {
+    /// 128 MiB of EPC, as usual on clients; the default profile; nothing on disk.
+    fn default() -> Self {
+        Self {
+            epc_bytes: 128 << 20,
+            profile: usgx_cpu::Profile::default().name().to_owned(),
+            state_dir: None,
+            swap: None,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Requests of operators, as JSON on a door.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use usgx_sys::{process, socket};
+
+use crate::client::{MAX_MESSAGE, Request, Response};
+use crate::clients::Client;
+use crate::stats::StatsSnapshot;
+use crate::system::Host;
+
+/// What the event loop has to do.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Wish {
+    /// Answered, or being answered.
+    Nothing,
+    /// Stop the machine.
+    Stop,
+}
+
+/// Whether a message on a door is one of these.
+pub(crate) fn is_control(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&b'{')
+}
+
+/// Answers a request that came through `door`.
+pub(crate) fn serve(host: &Arc<Host>, door: &OwnedFd, bytes: &[u8], clients: Vec<Arc<Client>>) -> Wish {
+    let Ok(request) = serde_json::from_slice::<Request>(bytes) else {
+        answer(door, Response::Refused { reason: "not a request of this version".into() });
+        return Wish::Nothing;
+    };
+    match request {
+        Request::Status => {
+            // Reading the counters takes locks of enclaves, for which the event loop must not wait.
+            let (host, door) = (Arc::clone(host), door.try_clone());
+            let Ok(door) = door else { return Wish::Nothing };
+            let started = std::thread::Builder::new().name("status".into()).spawn(move || {
+                let stats = StatsSnapshot::read(&host, &clients);
+                answer(&door, Response::Status { stats: Box::new(stats) });
+            });
+            if let Err(error) = started {
+                tracing::warn!(%error, "cannot answer a status request");
+            }
+            Wish::Nothing
+        }
+        Request::Stop => {
+            let own = process::effective_uid();
+            let allowed = socket::peer(door).is_ok_and(|peer| peer.uid == own || peer.uid == 0);
+            if allowed {
+                answer(door, Response::Stopping);
+                return Wish::Stop;
+            }
+            let reason = format!("only root and the user with ID {own} may stop this machine");
+            answer(door, Response::Refused { reason });
+            Wish::Nothing
+        }
+    }
+}
+
+fn answer(door: &OwnedFd, mut response: Response) {
+    loop {
+        let Ok(bytes) = serde_json::to_vec(&response) else { return };
+        if bytes.len() <= MAX_MESSAGE {
+            socket::set_send_buffer(door, 2 * MAX_MESSAGE);
+            if let Err(error) = socket::send(door, &bytes, &[]) {
+                tracing::debug!(%error, "an operator does not read");
+            }
+            return;
+        }
+        // Only the list of clients can be that long.
+        let Response::Status { stats } = &mut response else { return };
+        stats.clients.truncate(stats.clients.len() / 2);
+    }
+}

@@ -1,0 +1,480 @@
+//! A view: one enclave's pages as its processes see them, and the bookkeeping of who sees what.
+//!
+//! The view is a memory file that processes map where they map the device. A page that is *mapped* has its bytes
+//! there; all others are holes, and touching a hole raises SIGBUS in the thread. A page enters through the
+//! userfaultfd of the process that asked for it ([`View::map`]) and leaves by write protection everywhere, a copy
+//! and a hole ([`View::unmap`]). TCS pages never enter; they are shown in the window instead.
+//!
+//! Lock order: the enclave's lock (the driver's), then the view's, then the processor's and a page's place. All
+//! of it without waiting for a client: the kernel calls take the client's memory map lock, which a stopped
+//! process does not hold. The list of members has its own lock, innermost.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+use usgx_cpu::{EnclaveState, EpcmEntry};
+use usgx_driver::{EnclaveId, MapFailed};
+use usgx_isa::layout::PageType;
+use usgx_isa::{EpcPage, Fault, LinAddr, PAGE_SIZE};
+use usgx_sys::Errno;
+use usgx_sys::memfd::Memfd;
+use usgx_sys::uffd::Userfaultfd;
+use usgx_wire::window::{MAX_TCS, entry};
+
+use crate::clients::{Client, FaultClock};
+use crate::hardware::frames::Frames;
+use crate::hardware::ranges::RangeSet;
+use crate::hardware::window::Window;
+use crate::system::Hw;
+
+/// Most ranges that one process may have registered for one enclave: the default limit of mappings of a process.
+const MAX_RANGES: usize = 65_530;
+/// A page among the last this many that a thread faulted in is not aged: an instruction may need several.
+const RECENT_FAULTS: u64 = 16;
+/// How often a page is spared for that reason before it is aged all the same, so that a thread that has stopped
+/// faulting does not keep its last pages for ever.
+const MAX_SPARED: u8 = 2;
+/// Most pages in one `preadv`.
+const BATCH: usize = 64;
+
+/// Who asks for a page: through whose page tables it comes, and whose clock ticks.
+pub(crate) struct Faulter<'a> {
+    pub(crate) client: u64,
+    pub(crate) clock: &'a Arc<FaultClock>,
+}
+
+/// Where the enclave is.
+#[derive(Debug)]
+struct Place {
+    base: u64,
+    size: u64,
+    window: Window,
+}
+
+/// A page that processes can see.
+#[derive(Debug)]
+struct Mapped {
+    page: EpcPage,
+    /// What the window says of it.
+    entry: u32,
+    /// The window's TCS, if the page is one.
+    tcs: Option<u16>,
+    /// The thread that faulted it in, and when.
+    faulted: Option<(Weak<FaultClock>, u64)>,
+    spared: u8,
+}
+
+impl Mapped {
+    fn is_recent(&self) -> bool {
+        self.faulted
+            .as_ref()
+            .and_then(|(clock, at)| Some(clock.upgrade()?.now().saturating_sub(*at) < RECENT_FAULTS))
+            .unwrap_or(false)
+    }
+}
+
+/// Where one process has the enclave mapped.
+#[derive(Debug)]
+struct Registration {
+    uffd: Arc<Userfaultfd>,
+    ranges: RangeSet,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    mapped: HashMap<u32, Mapped>,
+    /// By client number.
+    registrations: HashMap<u64, Registration>,
+    /// TCS entries of the window that were used and are free again, and the first one never used.
+    free_tcs: Vec<u16>,
+    next_tcs: usize,
+}
+
+/// One enclave's view.
+#[derive(Debug)]
+pub(crate) struct View {
+    id: EnclaveId,
+    file: Arc<Memfd>,
+    window_file: Memfd,
+    place: OnceLock<Place>,
+    epoch: AtomicU64,
+    books: Mutex<Books>,
+    members: Mutex<Vec<Weak<Client>>>,
+}
+
+impl View {
+    /// Makes the view of an enclave that has no place yet.
+    pub(crate) fn new(id: EnclaveId) -> Result<Self, Errno> {
+        Ok(Self {
+            id,
+            file: Arc::new(Memfd::create("usgx-view")?),
+            window_file: Memfd::create("usgx-window")?,
+            place: OnceLock::new(),
+            epoch: AtomicU64::new(0),
+            books: Mutex::default(),
+            members: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn id(&self) -> EnclaveId {
+        self.id
+    }
+
+    pub(crate) fn file(&self) -> &Memfd {
+        &self.file
+    }
+
+    pub(crate) fn window_file(&self) -> &Memfd {
+        &self.window_file
+    }
+
+    /// Gives view and window their sizes. If a process has spoilt the files, nothing of this enclave will ever be
+    /// mapped, which is its own loss.
+    pub(crate) fn set_place(&self, base: u64, size: u64) -> Result<(), Errno> {
+        self.file.seal_size(size)?;
+        let window = Window::map(&self.window_file, size)?;
+        window.set_epoch(self.epoch.load(SeqCst));
+        let _ = self.place.set(Place { base, size, window });
+        Ok(())
+    }
+
+    /// Describes the enclave in the window.
+    pub(crate) fn describe(&self, state: &EnclaveState) {
+        if let Some(place) = self.place.get() {
+            place.window.describe(state);
+        }
+    }
+
+    /// What EINIT changes: ATTRIBUTES; and every TCS is to be looked at anew.
+    /// Preconditions: the enclave's lock is held.
+    pub(crate) fn initialised(&self, state: &EnclaveState, hw: &Hw) {
+        let Some(place) = self.place.get() else { return };
+        place.window.set_attributes(state.attributes);
+        let mut books = self.books.lock();
+        let shown: Vec<u32> = books.mapped.iter().filter(|(_, m)| m.tcs.is_some()).map(|(i, _)| *i).collect();
+        for index in shown {
+            books.hide_tcs(place, hw, index, entry::PRESENT);
+        }
+    }
+
+    /// The current epoch.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(SeqCst)
+    }
+
+    /// Says that entries carry `epoch` from now on; never goes back.
+    pub(crate) fn set_epoch(&self, epoch: u64) {
+        let now = self.epoch.fetch_max(epoch, SeqCst).max(epoch);
+        if let Some(place) = self.place.get() {
+            place.window.set_epoch(now);
+        }
+    }
+
+    /// Lists a process among those whose threads can be inside.
+    pub(crate) fn add_member(&self, client: &Arc<Client>) {
+        let mut members = self.members.lock();
+        members.retain(|member| member.strong_count() > 0);
+        if !members.iter().any(|member| std::ptr::eq(member.as_ptr(), Arc::as_ptr(client))) {
+            members.push(Arc::downgrade(client));
+        }
+    }
+
+    /// The processes whose threads can be inside.
+    pub(crate) fn members(&self) -> Vec<Arc<Client>> {
+        self.members.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Lists a range of a process. Preconditions: `start` to `end` are pages of user space.
+    pub(crate) fn register(
+        &self,
+        client: u64,
+        uffd: &Arc<Userfaultfd>,
+        start: u64,
+        end: u64,
+    ) -> Result<(), Errno> {
+        let mut books = self.books.lock();
+        let registration = books
+            .registrations
+            .entry(client)
+            .or_insert_with(|| Registration { uffd: Arc::clone(uffd), ranges: RangeSet::default() });
+        if registration.ranges.len() >= MAX_RANGES {
+            return Err(Errno::NOMEM);
+        }
+        registration.ranges.insert(start, end);
+        Ok(())
+    }
+
+    /// Forgets a range of a process; returns whether it has others left.
+    pub(crate) fn unregister(&self, client: u64, start: u64, end: u64) -> bool {
+        let mut books = self.books.lock();
+        let Some(registration) = books.registrations.get_mut(&client) else { return false };
+        registration.ranges.remove(start, end);
+        let any_left = !registration.ranges.is_empty();
+        if !any_left {
+            books.registrations.remove(&client);
+        }
+        any_left
+    }
+
+    fn index(&self, addr: u64) -> Option<(&Place, u32)> {
+        let place = self.place.get()?;
+        let offset = addr.checked_sub(place.base).filter(|offset| *offset < place.size)?;
+        Some((place, u32::try_from(offset / PAGE_SIZE as u64).ok()?))
+    }
+
+    /// What the window says of the page at `addr`; 0 if it is not mapped.
+    pub(crate) fn entry(&self, addr: u64) -> u32 {
+        let Some((_, index)) = self.index(addr) else { return 0 };
+        self.books.lock().mapped.get(&index).map_or(0, |mapped| mapped.entry)
+    }
+
+    /// Shows new permissions of the page at `addr`, if it is mapped.
+    /// Preconditions: the enclave's lock is held.
+    pub(crate) fn refresh(&self, addr: u64, epcm: &EpcmEntry) {
+        let Some((place, index)) = self.index(addr) else { return };
+        if let Some(mapped) = self.books.lock().mapped.get_mut(&index).filter(|mapped| mapped.tcs.is_none()) {
+            mapped.entry = entry::MAPPED | entry::PRESENT | permissions(epcm);
+            place.window.set_entry(index, mapped.entry);
+        }
+    }
+
+    /// Makes a resident page accessible, if the EPCM lets anybody access it.
+    /// Preconditions: the enclave's lock is held.
+    pub(crate) fn map(
+        &self,
+        hw: &Hw,
+        frames: &Frames,
+        addr: u64,
+        page: EpcPage,
+        faulter: Option<&Faulter<'_>>,
+    ) -> Result<(), MapFailed> {
+        let (place, index) = self.index(addr).ok_or(MapFailed)?;
+        let Some(epcm) = hw.epcm(page) else { return Err(MapFailed) };
+        if epcm.blocked || epcm.pending || epcm.modified {
+            return Ok(());
+        }
+        let mut books = self.books.lock();
+        match epcm.page_type {
+            PageType::Tcs => {
+                books.show_tcs(place, hw, index, addr, page, faulter);
+                Ok(())
+            }
+            PageType::Reg => {
+                let Some(faulter) = faulter else { return Ok(()) };
+                let faulted = Some((Arc::downgrade(faulter.clock), faulter.clock.tick()));
+                let uffd = books.uffd(faulter.client, addr).ok_or(MapFailed)?;
+                if let Some(mapped) = books.mapped.get_mut(&index) {
+                    // Its bytes are in the view, so this process has met the marker of an old write protection.
+                    mapped.faulted = faulted;
+                    return match uffd.write_protect(addr, PAGE_SIZE as u64, false) {
+                        Ok(()) => Ok(()),
+                        Err(_) => Err(MapFailed),
+                    };
+                }
+                let offset = u64::from(index) * PAGE_SIZE as u64;
+                frames
+                    .to_view(page, &self.file, offset, |bytes| match uffd.copy_page(addr, bytes) {
+                        // Somebody has touched the view behind the machine's back. The page that is there is
+                        // overwritten; that it exists also means that writing allocates nothing.
+                        Err(Errno::EXIST) => {
+                            let _ = uffd.write_protect(addr, PAGE_SIZE as u64, false);
+                            self.file.write(offset, bytes)
+                        }
+                        other => other,
+                    })
+                    .map_err(|error| {
+                        tracing::debug!(%error, addr, enclave = self.id.0, "cannot map a page");
+                        MapFailed
+                    })?;
+                let entry = entry::MAPPED | entry::PRESENT | permissions(&epcm);
+                books.mapped.insert(index, Mapped { page, entry, tcs: None, faulted, spared: 0 });
+                place.window.set_entry(index, entry);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes pages out of all address spaces; those that are mapped nowhere are skipped. `rest` is what the
+    /// window says of them then. Preconditions: the enclave's lock is held, and addresses ascend.
+    pub(crate) fn unmap(&self, hw: &Hw, frames: &Frames, pages: &[(u64, EpcPage)], rest: u32) {
+        let mut books = self.books.lock();
+        let Some(place) = self.place.get() else { return };
+        let mut run: Vec<(u32, EpcPage)> = Vec::with_capacity(pages.len().min(BATCH));
+        for (addr, page) in pages {
+            let Some((_, index)) = self.index(*addr) else { continue };
+            if rest & entry::PRESENT == 0 {
+                place.window.set_entry(index, rest);
+            }
+            let Some((mapped, is_tcs)) =
+                books.mapped.get(&index).map(|mapped| (mapped.page, mapped.tcs.is_some()))
+            else {
+                continue;
+            };
+            debug_assert_eq!(mapped, *page, "driver and view agree where a page is");
+            if is_tcs {
+                books.hide_tcs(place, hw, index, rest);
+                continue;
+            }
+            if run.len() == BATCH || run.last().is_some_and(|(last, _)| last + 1 != index) {
+                self.unmap_run(&mut books, place, frames, &run, rest);
+                run.clear();
+            }
+            run.push((index, mapped));
+        }
+        self.unmap_run(&mut books, place, frames, &run, rest);
+    }
+
+    /// Takes pages out of the view that lie one after the other.
+    fn unmap_run(
+        &self,
+        books: &mut Books,
+        place: &Place,
+        frames: &Frames,
+        run: &[(u32, EpcPage)],
+        rest: u32,
+    ) {
+        let Some((first, _)) = run.first() else { return };
+        let offset = u64::from(*first) * PAGE_SIZE as u64;
+        let length = run.len() as u64 * PAGE_SIZE as u64;
+        let start = place.base + offset;
+        // From here on nobody can write; readers still see the same bytes until the hole is there.
+        for registration in books.registrations.values() {
+            for (start, end) in registration.ranges.intersect(start, start + length) {
+                protect(&registration.uffd, start, end);
+            }
+        }
+        let pages: Vec<EpcPage> = run.iter().map(|(_, page)| *page).collect();
+        frames.to_frames(&pages, &self.file, offset);
+        if let Err(error) = self.file.punch_hole(offset, length) {
+            tracing::warn!(%error, enclave = self.id.0, "cannot take pages out of a view");
+        }
+        for (index, _) in run {
+            if let Some(mapped) = books.mapped.remove(index) {
+                let permissions = mapped.entry & (entry::R | entry::W | entry::X);
+                place.window.set_entry(*index, if rest == 0 { 0 } else { rest | permissions });
+            }
+        }
+    }
+
+    /// Ages pages: those that are mapped are young, and are unmapped unless a thread needed them just now.
+    /// Preconditions: the enclave's lock is held, and addresses ascend.
+    pub(crate) fn age(&self, hw: &Hw, frames: &Frames, pages: &[(u64, EpcPage)], young: &mut [bool]) {
+        let mut old = Vec::with_capacity(pages.len());
+        {
+            let mut books = self.books.lock();
+            for ((addr, page), young) in pages.iter().zip(young) {
+                let mapped = self.index(*addr).and_then(|(_, index)| books.mapped.get_mut(&index));
+                *young = mapped.is_some();
+                let Some(mapped) = mapped else { continue };
+                if mapped.spared < MAX_SPARED && mapped.is_recent() {
+                    mapped.spared += 1;
+                } else {
+                    old.push((*addr, *page));
+                }
+            }
+        }
+        self.unmap(hw, frames, &old, entry::PRESENT);
+    }
+
+    /// The enclave is gone: empties the view. Processes that still map it see holes.
+    pub(crate) fn close(&self) {
+        let mut books = self.books.lock();
+        books.mapped.clear();
+        books.registrations.clear();
+        if let Some(place) = self.place.get() {
+            let _ = self.file.punch_hole(0, place.size);
+        }
+    }
+
+    /// Pages in the view or the window.
+    pub(crate) fn nr_mapped(&self) -> usize {
+        self.books.lock().mapped.len()
+    }
+}
+
+impl Books {
+    /// The userfaultfd of a process, if it has registered the page at `addr`.
+    fn uffd(&self, client: u64, addr: u64) -> Option<Arc<Userfaultfd>> {
+        let registration = self.registrations.get(&client)?;
+        registration.ranges.has_page(addr).then(|| Arc::clone(&registration.uffd))
+    }
+
+    /// Puts a TCS into the window.
+    fn show_tcs(
+        &mut self,
+        place: &Place,
+        hw: &Hw,
+        index: u32,
+        addr: u64,
+        page: EpcPage,
+        faulter: Option<&Faulter<'_>>,
+    ) {
+        let faulted = faulter.map(|faulter| (Arc::downgrade(faulter.clock), faulter.clock.tick()));
+        if let Some(mapped) = self.mapped.get_mut(&index) {
+            mapped.faulted = faulted;
+            return;
+        }
+        let address = LinAddr(addr);
+        let tcs = match hw.tcs(page, address) {
+            Ok(tcs) => Some(tcs),
+            Err(Fault::Gp) => None,
+            // Not a TCS that anybody can enter through; whoever asked will look at the EPCM.
+            Err(Fault::Pf(_) | Fault::Ud) => return,
+        };
+        let slot = self.take_tcs_slot(place, hw);
+        place.window.show_tcs(slot, address, tcs.as_ref());
+        let entry = entry::TCS | entry::PRESENT | u32::from(slot) << entry::TCS_SHIFT;
+        self.mapped.insert(index, Mapped { page, entry, tcs: Some(slot), faulted, spared: 0 });
+        place.window.set_entry(index, entry);
+    }
+
+    /// A free TCS entry of the window; takes one from another TCS if there is none.
+    fn take_tcs_slot(&mut self, place: &Place, hw: &Hw) -> u16 {
+        loop {
+            if let Some(slot) = self.free_tcs.pop() {
+                return slot;
+            }
+            if self.next_tcs < MAX_TCS {
+                self.next_tcs += 1;
+                return u16::try_from(self.next_tcs - 1).expect("MAX_TCS is far below 65,536");
+            }
+            let victim = self.mapped.iter().find(|(_, mapped)| mapped.tcs.is_some()).map(|(index, _)| *index);
+            self.hide_tcs(
+                place,
+                hw,
+                victim.expect("all entries are in use, so there is one"),
+                entry::PRESENT,
+            );
+        }
+    }
+
+    /// Takes a TCS out of the window and stores what became of it.
+    fn hide_tcs(&mut self, place: &Place, hw: &Hw, index: u32, rest: u32) {
+        let Some(mapped) = self.mapped.remove(&index) else { return };
+        let Some(slot) = mapped.tcs else { return };
+        // The entry first: whoever finds it gone asks; whoever still follows it finds the word gone.
+        place.window.set_entry(index, rest);
+        let taken = place.window.take_tcs(slot);
+        self.free_tcs.push(slot);
+        hw.store_tcs(mapped.page, u64::from(taken.active), taken.cssa, taken.aep);
+    }
+}
+
+/// The window's bits for what the EPCM permits.
+fn permissions(epcm: &EpcmEntry) -> u32 {
+    let bit = |allowed, bit| if allowed { bit } else { 0 };
+    bit(epcm.r, entry::R) | bit(epcm.w, entry::W) | bit(epcm.x, entry::X)
+}
+
+/// Write-protects a range of a process. What is not registered there any more, or belongs to a process that is
+/// gone, needs no protection.
+fn protect(uffd: &Userfaultfd, start: u64, end: u64) {
+    if uffd.write_protect(start, end - start, true) == Err(Errno::NOENT) && end - start > PAGE_SIZE as u64 {
+        for page in (start..end).step_by(PAGE_SIZE) {
+            let _ = uffd.write_protect(page, PAGE_SIZE as u64, true);
+        }
+    }
+}

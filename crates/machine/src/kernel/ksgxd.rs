@@ -1,0 +1,34 @@
+//! `ksgxd`: the thread that reclaims EPC pages in the background.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use usgx_driver::Driver;
+
+use crate::kernel::platform::HostPlatform;
+use crate::system::System;
+
+/// How long to rest after a pass that freed nothing: everything is young, or cannot be written back.
+const REST: Duration = Duration::from_millis(1);
+
+/// Starts the thread; it ends with [`HostPlatform::stop`].
+pub(crate) fn start(
+    driver: Driver<System>,
+    platform: Arc<HostPlatform>,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name("ksgxd".into()).spawn(move || {
+        while platform.wait_for_work() {
+            let mut idle_passes = 0;
+            while driver.ksgxd_should_run() && !platform.is_stopped() {
+                let freed = driver.ksgxd_pass();
+                platform.pass_done();
+                // A pass over young pages frees none and makes them old, so the next ones will: rest only when
+                // several in a row were in vain.
+                idle_passes = if freed == 0 { idle_passes + 1 } else { 0 };
+                if idle_passes > 64 {
+                    std::thread::sleep(REST);
+                }
+            }
+        }
+    })
+}

@@ -1,0 +1,85 @@
+//! Locks, signals and scheduling, as the driver and the EPC manager want them; and `ksgxd`'s alarm clock.
+
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use usgx_driver::Platform;
+
+use crate::clients::worker;
+
+#[derive(Debug, Default)]
+struct Clock {
+    /// Somebody wants `ksgxd` to run.
+    wanted: bool,
+    /// The machine ends.
+    stopped: bool,
+    /// Passes that `ksgxd` has made.
+    passes: u64,
+}
+
+/// The machine's platform.
+#[derive(Debug, Default)]
+pub(crate) struct HostPlatform {
+    clock: Mutex<Clock>,
+    /// For `ksgxd`.
+    alarm: Condvar,
+    /// For those who wait for it.
+    done: Condvar,
+}
+
+impl HostPlatform {
+    /// Waits until `ksgxd` is wanted; false when the machine ends. For `ksgxd`.
+    pub(crate) fn wait_for_work(&self) -> bool {
+        let mut clock = self.clock.lock();
+        while !clock.wanted && !clock.stopped {
+            self.alarm.wait(&mut clock);
+        }
+        clock.wanted = false;
+        !clock.stopped
+    }
+
+    /// Says that a pass is done. For `ksgxd`.
+    pub(crate) fn pass_done(&self) {
+        self.clock.lock().passes += 1;
+        self.done.notify_all();
+    }
+
+    /// Waits for the end of a pass, at most for `bound`.
+    pub(crate) fn wait_for_pass(&self, bound: Duration) {
+        let mut clock = self.clock.lock();
+        let now = clock.passes;
+        self.done.wait_while_for(&mut clock, |clock| clock.passes == now && !clock.stopped, bound);
+    }
+
+    /// Whether the machine ends.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.clock.lock().stopped
+    }
+
+    /// Ends `ksgxd`.
+    pub(crate) fn stop(&self) {
+        self.clock.lock().stopped = true;
+        self.alarm.notify_all();
+        self.done.notify_all();
+    }
+}
+
+impl Platform for HostPlatform {
+    type RawMutex = parking_lot::RawMutex;
+
+    fn signal_pending(&self) -> bool {
+        worker::with_current(|link| link.is_some_and(|link| link.signal_pending()))
+    }
+
+    fn wake_ksgxd(&self) {
+        let mut clock = self.clock.lock();
+        if !clock.wanted {
+            clock.wanted = true;
+            self.alarm.notify_one();
+        }
+    }
+
+    fn yield_now(&self) {
+        std::thread::yield_now();
+    }
+}

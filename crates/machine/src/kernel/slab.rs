@@ -1,0 +1,101 @@
+//! Numbered slots of one size in ordinary memory, for evicted pages.
+//!
+//! Memory comes in chunks, and a chunk whose slots are all free is given back. Lock order: the caller's lock
+//! protects a slab; it takes none.
+
+/// Bytes of an evicted page: ciphertext and PCMD.
+pub(crate) const SLOT_SIZE: usize = 4096 + 128;
+/// Slots of a chunk: 264 KiB.
+const CHUNK_SLOTS: usize = 64;
+
+#[derive(Debug)]
+struct Chunk {
+    bytes: Box<[u8]>,
+    /// One bit for each slot in use.
+    used: u64,
+}
+
+/// The slots.
+#[derive(Debug, Default)]
+pub(crate) struct Slab {
+    chunks: Vec<Option<Chunk>>,
+    /// Chunks that may have a free slot; every one that has is here.
+    candidates: Vec<usize>,
+}
+
+impl Slab {
+    /// Takes a slot, whose contents are anything.
+    pub(crate) fn take(&mut self) -> u64 {
+        loop {
+            let Some(&number) = self.candidates.last() else {
+                let free = self.chunks.iter().position(Option::is_none);
+                let number = free.unwrap_or_else(|| {
+                    self.chunks.push(None);
+                    self.chunks.len() - 1
+                });
+                let bytes = vec![0; CHUNK_SLOTS * SLOT_SIZE].into_boxed_slice();
+                self.chunks[number] = Some(Chunk { bytes, used: 0 });
+                self.candidates.push(number);
+                continue;
+            };
+            if let Some(chunk) = self.chunks[number].as_mut().filter(|chunk| chunk.used != u64::MAX) {
+                let bit = chunk.used.trailing_ones();
+                chunk.used |= 1 << bit;
+                return number as u64 * CHUNK_SLOTS as u64 + u64::from(bit);
+            }
+            self.candidates.pop();
+        }
+    }
+
+    /// The bytes of a slot in use.
+    pub(crate) fn bytes(&mut self, slot: u64) -> &mut [u8] {
+        let (number, bit) = (slot as usize / CHUNK_SLOTS, slot as usize % CHUNK_SLOTS);
+        let chunk = self.chunks[number].as_mut().expect("a slot in use keeps its chunk");
+        &mut chunk.bytes[bit * SLOT_SIZE..][..SLOT_SIZE]
+    }
+
+    /// Frees a slot.
+    pub(crate) fn free(&mut self, slot: u64) {
+        let (number, bit) = (slot as usize / CHUNK_SLOTS, slot as usize % CHUNK_SLOTS);
+        let chunk = self.chunks[number].as_mut().expect("a slot in use keeps its chunk");
+        if chunk.used == u64::MAX {
+            self.candidates.push(number);
+        }
+        chunk.used &= !(1 << bit);
+        if chunk.used == 0 {
+            self.chunks[number] = None;
+            self.candidates.retain(|candidate| *candidate != number);
+        }
+    }
+
+    /// Bytes of memory in use.
+    pub(crate) fn memory(&self) -> u64 {
+        (self.chunks.iter().flatten().count() * CHUNK_SLOTS * SLOT_SIZE) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_distinct_and_memory_comes_back() {
+        let mut slab = Slab::default();
+        let slots: Vec<u64> = (0..1000).map(|_| slab.take()).collect();
+        for slot in &slots {
+            slab.bytes(*slot).fill(*slot as u8);
+        }
+        for slot in slots.iter().skip(1).step_by(2) {
+            slab.free(*slot);
+        }
+        let more: Vec<u64> = (0..400).map(|_| slab.take()).collect();
+        for slot in &more {
+            slab.bytes(*slot).fill(255);
+        }
+        for slot in slots.iter().step_by(2) {
+            assert!(slab.bytes(*slot).iter().all(|byte| *byte == *slot as u8));
+        }
+        slots.iter().step_by(2).chain(&more).for_each(|slot| slab.free(*slot));
+        assert_eq!(slab.memory(), 0);
+    }
+}

@@ -1,0 +1,191 @@
+//! The backing store: evicted pages in memory, or in a swap file.
+//!
+//! Pages are ciphertext by then. Lock order: the store's lock is innermost; with a swap file it is held across the
+//! file's reads and writes, which is one page at a time for all enclaves, and bounded by the disk.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use parking_lot::Mutex;
+use usgx_driver::{BackingStore, EnclaveId, StoreError};
+use usgx_isa::layout::Pcmd;
+use usgx_isa::{EvictedPage, PAGE_SIZE};
+use usgx_sys::Errno;
+
+use crate::kernel::slab::{SLOT_SIZE, Slab};
+use crate::kernel::swap_file::SwapFile;
+
+/// The largest enclave that the machine takes: its window alone has a word for each page.
+const MAX_SIZE: u64 = 1 << 40;
+
+#[derive(Debug)]
+enum Medium {
+    Memory(Slab),
+    File(SwapFile),
+}
+
+#[derive(Debug)]
+struct Inner {
+    medium: Medium,
+    /// For each enclave, the slot of each page.
+    enclaves: HashMap<EnclaveId, HashMap<u64, u64>>,
+}
+
+/// The backing store of all enclaves.
+#[derive(Debug)]
+pub(crate) struct Store(Mutex<Inner>);
+
+impl Store {
+    /// A store in memory, or in a file in `directory`.
+    pub(crate) fn new(directory: Option<&Path>) -> std::io::Result<Self> {
+        let medium = match directory {
+            None => Medium::Memory(Slab::default()),
+            Some(directory) => Medium::File(SwapFile::create(directory)?),
+        };
+        Ok(Self(Mutex::new(Inner { medium, enclaves: HashMap::new() })))
+    }
+
+    /// Bytes of memory or disk space in use.
+    pub(crate) fn size(&self) -> u64 {
+        match &self.0.lock().medium {
+            Medium::Memory(slab) => slab.memory(),
+            Medium::File(file) => file.size(),
+        }
+    }
+}
+
+impl Inner {
+    fn slot(&self, enclave: EnclaveId, index: u64) -> Result<u64, StoreError> {
+        self.enclaves.get(&enclave).and_then(|slots| slots.get(&index)).copied().ok_or(StoreError::Io)
+    }
+
+    fn reserve(&mut self, enclave: EnclaveId, index: u64) -> Result<u64, StoreError> {
+        if let Ok(slot) = self.slot(enclave, index) {
+            return Ok(slot);
+        }
+        let slots = self.enclaves.get_mut(&enclave).ok_or(StoreError::Io)?;
+        let slot = match &mut self.medium {
+            Medium::Memory(slab) => slab.take(),
+            Medium::File(file) => file.take().map_err(|error| match error {
+                Errno::NOSPC | Errno::DQUOT | Errno::FBIG => StoreError::Full,
+                _ => StoreError::Io,
+            })?,
+        };
+        slots.insert(index, slot);
+        Ok(slot)
+    }
+
+    fn free(&mut self, slot: u64) {
+        match &mut self.medium {
+            Medium::Memory(slab) => slab.free(slot),
+            Medium::File(file) => file.free(slot),
+        }
+    }
+}
+
+impl BackingStore for Store {
+    fn create(&self, enclave: EnclaveId, size: u64) -> Result<(), StoreError> {
+        if size > MAX_SIZE {
+            return Err(StoreError::TooLarge);
+        }
+        self.0.lock().enclaves.insert(enclave, HashMap::new());
+        Ok(())
+    }
+
+    fn reserve(&self, enclave: EnclaveId, index: u64) -> Result<(), StoreError> {
+        self.0.lock().reserve(enclave, index).map(drop)
+    }
+
+    fn put(&self, enclave: EnclaveId, index: u64, page: &EvictedPage) -> Result<(), StoreError> {
+        let mut inner = self.0.lock();
+        let slot = inner.reserve(enclave, index)?;
+        let pcmd: &[u8] = page.pcmd.as_ref();
+        let mut bytes = [0; SLOT_SIZE];
+        bytes[..PAGE_SIZE].copy_from_slice(&page.contents.0);
+        bytes[PAGE_SIZE..].copy_from_slice(pcmd);
+        match &mut inner.medium {
+            Medium::Memory(slab) => slab.bytes(slot).copy_from_slice(&bytes),
+            Medium::File(file) => file.write(slot, &bytes).map_err(|error| report(&error))?,
+        }
+        Ok(())
+    }
+
+    fn get(&self, enclave: EnclaveId, index: u64, out: &mut EvictedPage) -> Result<(), StoreError> {
+        let mut inner = self.0.lock();
+        let slot = inner.slot(enclave, index)?;
+        let mut bytes = [0; SLOT_SIZE];
+        match &mut inner.medium {
+            Medium::Memory(slab) => bytes.copy_from_slice(slab.bytes(slot)),
+            Medium::File(file) => file.read(slot, &mut bytes).map_err(|error| report(&error))?,
+        }
+        out.contents.0.copy_from_slice(&bytes[..PAGE_SIZE]);
+        out.pcmd = Pcmd::try_copy_from(&bytes[PAGE_SIZE..]).ok_or(StoreError::Io)?;
+        Ok(())
+    }
+
+    fn discard(&self, enclave: EnclaveId, index: u64) {
+        let mut inner = self.0.lock();
+        let slot = inner.enclaves.get_mut(&enclave).and_then(|slots| slots.remove(&index));
+        if let Some(slot) = slot {
+            inner.free(slot);
+        }
+    }
+
+    fn destroy(&self, enclave: EnclaveId) {
+        let mut inner = self.0.lock();
+        let slots = inner.enclaves.remove(&enclave).unwrap_or_default();
+        for slot in slots.into_values() {
+            inner.free(slot);
+        }
+    }
+}
+
+fn report(error: &std::io::Error) -> StoreError {
+    tracing::warn!(%error, "the swap file cannot be used");
+    if error.kind() == std::io::ErrorKind::StorageFull { StoreError::Full } else { StoreError::Io }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(value: u8) -> EvictedPage {
+        let mut page = EvictedPage::default();
+        page.contents.0.fill(value);
+        page.pcmd.mac = [value; 16];
+        page
+    }
+
+    fn check(store: &Store) {
+        let (one, two) = (EnclaveId(1), EnclaveId(2));
+        assert_eq!(store.create(one, MAX_SIZE * 2), Err(StoreError::TooLarge));
+        for id in [one, two] {
+            store.create(id, 1 << 20).expect("room");
+            for index in 0..100 {
+                store.reserve(id, index).expect("room");
+                store.put(id, index, &page(index as u8 ^ id.0 as u8)).expect("room");
+            }
+        }
+        let mut out = EvictedPage::default();
+        for index in 0..100 {
+            store.get(two, index, &mut out).expect("was put");
+            assert_eq!((out.contents.0[9], out.pcmd.mac[3]), (index as u8 ^ 2, index as u8 ^ 2));
+            store.discard(two, index);
+            assert_eq!(store.get(two, index, &mut out), Err(StoreError::Io));
+        }
+        store.get(one, 99, &mut out).expect("still there");
+        store.destroy(one);
+        store.destroy(two);
+        assert_eq!(store.size(), 0);
+    }
+
+    #[test]
+    fn memory_keeps_pages_and_gives_room_back() {
+        check(&Store::new(None).expect("memory"));
+    }
+
+    #[test]
+    fn a_swap_file_keeps_pages_and_gives_room_back() {
+        check(&Store::new(Some(&std::env::temp_dir())).expect("a swap file"));
+    }
+}
