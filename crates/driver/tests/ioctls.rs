@@ -1,5 +1,7 @@
 //! The four ioctls that build an enclave: each check, in order, with its errno.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up is a failed test")]
+
 use usgx_driver::{Caller, Efault, Errno, Prot, SourceError, command};
 use usgx_isa::Page;
 use usgx_testkit::{Call, Image, Operation, SimCaller, System, Touch};

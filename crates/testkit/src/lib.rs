@@ -26,3 +26,4 @@ pub use spaces::SimSpaces;
 pub use store::{Operation, SimStore};
 pub use system::{SimHw, SimMachine, System, Touch};
 pub use threads::SimThreads;
+pub use usgx_cpu::Profile;

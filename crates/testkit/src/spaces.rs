@@ -26,23 +26,37 @@ struct State {
     fail_maps: usize,
 }
 
+/// What a test does in the middle of something.
+type Hook = Box<dyn FnOnce() + Send>;
+
 /// Simulated address spaces.
-#[derive(Debug)]
 pub struct SimSpaces {
     state: Mutex<State>,
     threads: SimThreads,
+    on_zap: Mutex<Option<Hook>>,
+    on_kick: Mutex<Option<Hook>>,
 }
 
 impl SimSpaces {
     /// No address spaces yet; kicks reach `threads`.
     #[must_use]
     pub fn new(threads: SimThreads) -> Self {
-        Self { state: Mutex::default(), threads }
+        Self { state: Mutex::default(), threads, on_zap: Mutex::default(), on_kick: Mutex::default() }
     }
 
     /// Makes the next `count` mappings fail.
     pub fn fail_maps(&self, count: usize) {
         self.state.lock().fail_maps = count;
+    }
+
+    /// Runs `hook` in the middle of the next zap, with the enclave's lock held.
+    pub fn on_next_zap(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.on_zap.lock() = Some(Box::new(hook));
+    }
+
+    /// Runs `hook` in the middle of the next kick, with no lock held.
+    pub fn on_next_kick(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.on_kick.lock() = Some(Box::new(hook));
     }
 
     /// The EPC page that is mapped at `addr`.
@@ -80,6 +94,13 @@ impl State {
     }
 }
 
+fn run(hook: &Mutex<Option<Hook>>) {
+    let hook = hook.lock().take();
+    if let Some(hook) = hook {
+        hook();
+    }
+}
+
 fn assert_ascending(pages: &[(u64, EpcPage)]) {
     assert!(pages.windows(2).all(|pair| pair[0].0 < pair[1].0), "addresses ascend");
 }
@@ -110,6 +131,7 @@ impl AddressSpaces for SimSpaces {
 
     fn zap(&self, enclave: EnclaveId, pages: &[(u64, EpcPage)]) {
         assert_ascending(pages);
+        run(&self.on_zap);
         let mut state = self.state.lock();
         for (addr, page) in pages {
             state.unmap(enclave, *addr, *page);
@@ -125,6 +147,7 @@ impl AddressSpaces for SimSpaces {
     }
 
     fn kick(&self, _enclave: EnclaveId) {
+        run(&self.on_kick);
         self.threads.kick();
     }
 
@@ -132,5 +155,7 @@ impl AddressSpaces for SimSpaces {
         let mut state = self.state.lock();
         assert!(state.spaces.remove(&enclave).is_some(), "{enclave:?} is destroyed once");
         state.frames.retain(|_, (owner, _)| *owner != enclave);
+        // Which enclave the processor calls by which number is not known here; leaving is always possible.
+        self.threads.leave_all();
     }
 }

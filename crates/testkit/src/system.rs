@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use usgx_cpu::{Access, ArenaBytes, FuseKeys, PageBytes, Processor, Profile};
-use usgx_driver::{Config, Driver, Enclave, FaultOutcome, Machine, Prot, SectionConfig};
+use usgx_cpu::{Access, ArenaBytes, EncluError, FuseKeys, PageBytes, Processor, Profile, Translate};
+use usgx_driver::{Config, Driver, Enclave, EnclaveId, FaultOutcome, Machine, Prot, SectionConfig};
 use usgx_isa::{EpcPage, LinAddr};
 
 use crate::caller::SimCaller;
@@ -42,6 +42,20 @@ pub enum Touch {
     Refused,
     /// It was repeated without end.
     Stuck,
+}
+
+/// What is mapped, as the processor finds it in page tables.
+struct Mapped<'a> {
+    spaces: &'a SimSpaces,
+    enclave: EnclaveId,
+    look_up: &'a dyn Fn(u64) -> Option<EpcPage>,
+}
+
+impl Translate for Mapped<'_> {
+    fn translate(&self, addr: LinAddr, _write: bool) -> Option<EpcPage> {
+        let page = (self.look_up)(addr.0)?;
+        (self.spaces.mapped(self.enclave, addr.page().0) == Some(page)).then_some(page)
+    }
 }
 
 /// Driver, processor and simulations.
@@ -169,9 +183,53 @@ impl System {
         enclave.with_pages(|secs, look_up| look_up(addr).and_then(|page| access(secs, page))).ok().flatten()
     }
 
+    /// Runs EACCEPT on the page at `addr` with this SECINFO.FLAGS, as enclave code does that keeps its SECINFO in
+    /// the page at `scratch`: takes the faults until the leaf says something of its own.
+    ///
+    /// # Errors
+    /// What the leaf reports.
+    ///
+    /// # Panics
+    /// If `scratch` is no page that can be written, or the leaf is repeated without end.
+    pub fn accept(
+        &self,
+        enclave: &Enclave<SimMachine>,
+        scratch: u64,
+        addr: u64,
+        flags: u64,
+    ) -> Result<(), EncluError> {
+        for word in 0..8 {
+            let value = if word == 0 { flags } else { 0 };
+            assert!(matches!(self.write(enclave, scratch + word * 8, value), Touch::Done(_)), "a data page");
+        }
+        for _ in 0..PATIENCE {
+            let result = enclave.with_pages(|secs, look_up| {
+                let map = Mapped { spaces: &self.spaces, enclave: enclave.id(), look_up };
+                self.hw.eaccept(secs, LinAddr(scratch), LinAddr(addr), &map)
+            });
+            match result {
+                Ok(Err(EncluError::PageFault { addr, sgx: false, .. })) => {
+                    if enclave.fault(addr.0, Prot::R | Prot::W) == FaultOutcome::Retry {
+                        self.driver.ksgxd_pass();
+                    }
+                }
+                Ok(result) => return result,
+                Err(_) => {
+                    enclave.fault(scratch, Prot::R | Prot::W);
+                }
+            }
+        }
+        panic!("EACCEPT of {addr:#x} is repeated without end");
+    }
+
     /// Reclaims until nothing more goes; every page that can is evicted then.
     pub fn evict_all(&self) {
-        while self.driver.ksgxd_pass() > 0 || self.spaces.nr_mapped() > 0 {}
+        // A pass over young pages frees nothing, and makes them old for the next round.
+        let rounds = 2 * (self.driver.epc_pages() / 16 + 1);
+        let mut idle = 0;
+        while idle < rounds {
+            idle = if self.driver.ksgxd_pass() > 0 { 0 } else { idle + 1 };
+        }
     }
 
     /// Checks the books of the driver, and those of the simulations against them.
