@@ -23,6 +23,18 @@
 #![no_main]
 
 mod arch;
+mod cpuid;
+mod devices;
+mod enclaves;
+mod enclu;
+mod filter;
+mod link;
+mod process;
+mod signals;
+mod start;
+mod syscalls;
+mod thread;
+mod usercopy;
 
 use core::panic::PanicInfo;
 
@@ -30,10 +42,4 @@ use core::panic::PanicInfo;
 #[panic_handler]
 fn panic(_info: &PanicInfo<'_>) -> ! {
     arch::fatal("usgx: the runtime has failed an assertion; please report this\n")
-}
-
-/// Temporary entry point.
-#[unsafe(no_mangle)]
-pub extern "C" fn usgx_start() -> ! {
-    arch::fatal("start\n")
 }

@@ -1,0 +1,311 @@
+//! The device files: opening them, what their paths look like, and their ioctls.
+//!
+//! A device descriptor is one end of a socket pair whose other end the machine holds. It is known by the socket's
+//! inode number, so descriptors that were inherited or came through another socket are found like those that were
+//! opened here: a socket that is not known yet is shown to the machine once.
+//!
+//! Where the device nodes cannot be real files in the program's mount namespace, the path calls are answered
+//! here, and listings of `/dev` get three more entries.
+
+use usgx_wire::channel::{Request, device, op};
+use usgx_wire::slot::{NR_WORDS, call};
+
+use crate::arch::close;
+use crate::arch::syscall::{errno, nr, syscall};
+use crate::enclaves::{self, CHANGES, Enclave};
+use crate::process::reserve;
+use crate::syscalls::memory;
+use crate::thread::Thread;
+use crate::{filter, link, sys, usercopy};
+
+/// What a descriptor may stand for.
+pub enum Device {
+    /// `/dev/sgx_enclave`, and which one.
+    Enclave(&'static Enclave),
+    /// `/dev/sgx_provision`.
+    Provision,
+}
+
+/// A path that usgx answers for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Node {
+    Enclave,
+    Provision,
+    /// `/dev/sgx`.
+    Directory,
+}
+
+const NODES: [(&[u8], Node); 5] = [
+    (b"/dev/sgx_enclave", Node::Enclave),
+    (b"/dev/sgx_provision", Node::Provision),
+    (b"/dev/sgx/enclave", Node::Enclave),
+    (b"/dev/sgx/provision", Node::Provision),
+    (b"/dev/sgx", Node::Directory),
+];
+
+const AT_FDCWD: i32 = -100;
+const MAX_PATH: usize = 64;
+
+/// Which of our nodes the path names, if any.
+fn node(dirfd: i32, path: u64) -> Option<Node> {
+    let mut given = [0u8; MAX_PATH];
+    // SAFETY: the buffer is as long.
+    let read = unsafe { usercopy::copy_in(given.as_mut_ptr(), path, MAX_PATH) };
+    let len = given[..read].iter().position(|byte| *byte == 0)?;
+    let given = &given[..len];
+    // Nearly all paths end here.
+    let mut last = given.rsplit(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
+    if !matches!(last.next(), Some(b"sgx_enclave" | b"sgx_provision" | b"enclave" | b"provision" | b"sgx")) {
+        return None;
+    }
+    let mut clean = Clean { bytes: [0; 2 * MAX_PATH], len: 0 };
+    if given[0] != b'/' {
+        let mut directory = [0u8; MAX_PATH];
+        let len = directory_path(dirfd, &mut directory)?;
+        clean.append(&directory[..len])?;
+    }
+    clean.append(given)?;
+    NODES.iter().find(|(path, _)| *path == clean.path()).map(|(_, node)| *node)
+}
+
+/// A path without doubled slashes and dots.
+struct Clean {
+    bytes: [u8; 2 * MAX_PATH],
+    len: usize,
+}
+
+impl Clean {
+    fn append(&mut self, path: &[u8]) -> Option<()> {
+        for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".") {
+            if part == b".." {
+                self.len = self.bytes[..self.len].iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+                continue;
+            }
+            let end = self.len + 1 + part.len();
+            self.bytes.get_mut(self.len..end)?[0] = b'/';
+            self.bytes[self.len + 1..end].copy_from_slice(part);
+            self.len = end;
+        }
+        Some(())
+    }
+
+    fn path(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// The path of an open directory, or of the current one.
+fn directory_path(dirfd: i32, into: &mut [u8; MAX_PATH]) -> Option<usize> {
+    if dirfd == AT_FDCWD {
+        // SAFETY: the kernel writes at most the buffer's length.
+        let len = unsafe { sys!(nr::GETCWD, into.as_mut_ptr(), MAX_PATH) };
+        return (len > 0).then(|| len as usize - 1);
+    }
+    let mut name = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
+    let mut digits = [0u8; 10];
+    let mut rest = u32::try_from(dirfd).ok()?;
+    let mut count = 0;
+    loop {
+        digits[count] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        count += 1;
+        if rest == 0 {
+            break;
+        }
+    }
+    for i in 0..count {
+        name[14 + i] = digits[count - 1 - i];
+    }
+    // SAFETY: the kernel reads the name and writes at most the buffer's length.
+    let len = unsafe { sys!(nr::READLINK, name.as_ptr(), into.as_mut_ptr(), MAX_PATH) };
+    (len > 0 && (len as usize) < MAX_PATH).then_some(len as usize)
+}
+
+const O_ACCMODE: u64 = 3;
+const O_CREAT: u64 = 0o100;
+const O_EXCL: u64 = 0o200;
+const O_DIRECTORY: u64 = 0o200000;
+const O_CLOEXEC: u64 = 0o2000000;
+const O_PATH: u64 = 0o10000000;
+
+/// The open family; `None` if it is not about a device.
+pub fn open(number: u64, args: [u64; 6]) -> Option<i64> {
+    let (dirfd, path, flags) = match number {
+        nr::OPEN => (AT_FDCWD, args[0], args[1]),
+        nr::CREAT => (AT_FDCWD, args[0], O_CREAT | 1),
+        nr::OPENAT => (args[0] as i32, args[1], args[2]),
+        _ => (args[0] as i32, args[1], usercopy::get::<u64>(args[2])?),
+    };
+    let kind = match node(dirfd, path)? {
+        Node::Enclave => device::ENCLAVE,
+        Node::Provision => device::PROVISION,
+        Node::Directory => return None,
+    };
+    if flags & O_PATH != 0 {
+        return None;
+    }
+    if flags & O_DIRECTORY != 0 {
+        return Some(-errno::ENOTDIR);
+    }
+    if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL {
+        return Some(-errno::EEXIST);
+    }
+    if kind == device::ENCLAVE {
+        if let Err(error) = filter::arm_memory() {
+            return Some(-error);
+        }
+    }
+    let request = Request { op: op::OPEN, reserved: 0, args: [kind, flags & O_ACCMODE, 0, 0] };
+    let (answer, [fd, _]) = link::channel_call(request, None, flags & O_CLOEXEC != 0);
+    Some(if answer.status < 0 { answer.status } else { i64::from(fd) })
+}
+
+/// What the descriptor stands for, if it is one of ours.
+pub fn of_fd(_thread: &mut Thread, fd: i32) -> Option<Device> {
+    let ino = link::socket_inode(fd)?;
+    if let Some(enclave) = enclaves::by_ino(ino) {
+        return Some(Device::Enclave(enclave));
+    }
+    let _guard = CHANGES.lock();
+    if let Some(enclave) = enclaves::by_ino(ino) {
+        return Some(Device::Enclave(enclave));
+    }
+    let request = Request { op: op::ATTACH, reserved: 0, args: [0; 4] };
+    let (answer, [view, window]) = link::channel_call(request, Some(fd), true);
+    if answer.status == -errno::ENOTTY {
+        return Some(Device::Provision);
+    }
+    if answer.status < 0 || answer.values[0] == 0 {
+        return None;
+    }
+    let (view, window) = (reserve(view), reserve(window));
+    let enclave = enclaves::add_locked(answer.values[0], ino, view, window).or_else(|| {
+        let unused = enclaves::all().find(|enclave| !enclaves::is_mapped(enclave))?;
+        enclaves::remove_locked(unused);
+        enclaves::add_locked(answer.values[0], ino, view, window)
+    });
+    if enclave.is_none() {
+        close(view);
+        close(window);
+    }
+    enclave.map(Device::Enclave)
+}
+
+/// `ioctl` with SGX's magic; `None` if the descriptor is not ours.
+pub fn ioctl(thread: &mut Thread, args: [u64; 6]) -> Option<i64> {
+    const CREATE: u64 = 0x4008_a400;
+    let [fd, command, argument, ..] = args;
+    let enclave = match of_fd(thread, fd as i32)? {
+        Device::Enclave(enclave) => enclave,
+        Device::Provision => return Some(-errno::ENOTTY),
+    };
+    let command = command & 0xffff_ffff;
+    let mut words = [0; NR_WORDS];
+    words[..4].copy_from_slice(&[call::IOCTL, enclave.handle(), command, argument]);
+    let result = link::slot_call(thread, words)[1] as i64;
+    if command == CREATE && result == 0 {
+        memory::on_created(thread, enclave);
+    }
+    Some(result)
+}
+
+const S_IFCHR_0666: u32 = 0o020666;
+const S_IFDIR_0755: u32 = 0o040755;
+const MISC_MAJOR: u32 = 10;
+
+fn mode(node: Node) -> u32 {
+    if node == Node::Directory { S_IFDIR_0755 } else { S_IFCHR_0666 }
+}
+
+/// Minor number of a node, 0 for the directory; its inode number is the same plus a constant.
+fn minor(node: Node) -> u32 {
+    match node {
+        Node::Enclave => 125,
+        Node::Provision => 126,
+        Node::Directory => 0,
+    }
+}
+
+/// The stat family; `None` if it is not about one of our paths.
+pub fn stat(number: u64, args: [u64; 6]) -> Option<i64> {
+    let (dirfd, path, buffer) = match number {
+        nr::STAT | nr::LSTAT => (AT_FDCWD, args[0], args[1]),
+        nr::NEWFSTATAT => (args[0] as i32, args[1], args[2]),
+        _ => (args[0] as i32, args[1], args[4]),
+    };
+    let node = node(dirfd, path)?;
+    let (mode, minor) = (mode(node), minor(node));
+    let major = if node == Node::Directory { 0 } else { MISC_MAJOR };
+    let written = if number == nr::STATX {
+        const BASIC_STATS: u32 = 0x7ff;
+        let mut statx = [0u32; 64];
+        statx[0] = BASIC_STATS;
+        statx[1] = 4096;
+        statx[4] = 1;
+        statx[7] = mode;
+        statx[8] = 1000 + minor;
+        statx[32] = major;
+        statx[33] = minor;
+        usercopy::put(buffer, &statx)
+    } else {
+        let mut stat = [0u64; 18];
+        stat[1] = u64::from(1000 + minor);
+        stat[2] = 1;
+        stat[3] = u64::from(mode);
+        stat[5] = u64::from(major << 8 | minor);
+        stat[7] = 4096;
+        usercopy::put(buffer, &stat)
+    };
+    Some(if written { 0 } else { -errno::EFAULT })
+}
+
+/// The access family; `None` if it is not about one of our paths.
+pub fn access(number: u64, args: [u64; 6]) -> Option<i64> {
+    const X_OK: u64 = 1;
+    let (dirfd, path, wanted) =
+        if number == nr::ACCESS { (AT_FDCWD, args[0], args[1]) } else { (args[0] as i32, args[1], args[2]) };
+    let node = node(dirfd, path)?;
+    Some(if wanted & X_OK != 0 && node != Node::Directory { -errno::EACCES } else { 0 })
+}
+
+/// Entries that a listing of `/dev` gets in front: inode number, offset, length, type, name.
+const ENTRIES: [(&[u8], u8, u64); 3] = [(b"sgx_enclave", 2, 1125), (b"sgx_provision", 2, 1126), (b"sgx", 4, 1000)];
+const ENTRY_SIZES: [usize; 3] = [32, 40, 24];
+const EXTRA: usize = 96;
+
+/// `getdents64`. The first call on `/dev` finds our entries before the kernel's.
+pub fn getdents(args: [u64; 6]) -> i64 {
+    let [fd, buffer, len, ..] = args;
+    if len < 4 * EXTRA as u64 || !is_fresh_dev(fd) {
+        // SAFETY: the program's own call.
+        return unsafe { syscall(nr::GETDENTS64, args) };
+    }
+    // SAFETY: the program's own call, behind the place for our entries.
+    let result = unsafe { sys!(nr::GETDENTS64, fd, buffer + EXTRA as u64, len - EXTRA as u64) };
+    if result < 0 {
+        return result;
+    }
+    let mut entries = [0u8; EXTRA];
+    let mut at = 0;
+    for ((name, kind, ino), size) in ENTRIES.into_iter().zip(ENTRY_SIZES) {
+        entries[at..at + 8].copy_from_slice(&ino.to_le_bytes());
+        entries[at + 16..at + 18].copy_from_slice(&(size as u16).to_le_bytes());
+        entries[at + 18] = kind;
+        entries[at + 19..at + 19 + name.len()].copy_from_slice(name);
+        at += size;
+    }
+    if usercopy::put(buffer, &entries) { result + EXTRA as i64 } else { -errno::EFAULT }
+}
+
+/// Whether `fd` is `/dev`, not read yet.
+fn is_fresh_dev(fd: u64) -> bool {
+    const SEEK_CUR: u64 = 1;
+    let (mut open, mut dev) = ([0u64; 18], [0u64; 18]);
+    // SAFETY: the kernel writes two `struct stat`.
+    unsafe {
+        sys!(nr::LSEEK, fd, 0, SEEK_CUR) == 0
+            && sys!(nr::STAT, c"/dev".as_ptr(), dev.as_mut_ptr()) == 0
+            && sys!(nr::FSTAT, fd, open.as_mut_ptr()) == 0
+            && open[..2] == dev[..2]
+    }
+}

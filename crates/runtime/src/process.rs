@@ -1,0 +1,83 @@
+//! What the runtime knows of the process: handlers that the program installed, reserved descriptors, how the
+//! image was started.
+//!
+//! All threads share one [`Process`]. A vfork child runs in the same memory but has handlers of its own, so it
+//! gets a copy ([`crate::thread::Thread::separate`]). Everything else is shared even then.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use usgx_wire::boot::Boot;
+
+use crate::arch::lock::Lock;
+use crate::arch::syscall::nr;
+use crate::arch::{close, getpid};
+use crate::signals::frame::Sigaction;
+use crate::sys;
+use crate::thread::Once;
+
+/// Handlers by signal number.
+#[derive(Clone, Copy)]
+pub struct Actions {
+    table: [Sigaction; 65],
+}
+
+impl Actions {
+    /// All default.
+    pub const fn new() -> Self {
+        Self { table: [Sigaction { handler: 0, flags: 0, restorer: 0, mask: 0 }; 65] }
+    }
+
+    /// What the program asked for `sig` (1 to 64).
+    pub fn get(&self, sig: i32) -> Sigaction {
+        self.table[(sig as usize).min(64)]
+    }
+
+    /// Notes what the program asks for `sig` (1 to 64).
+    pub fn set(&mut self, sig: i32, action: Sigaction) {
+        self.table[(sig as usize).min(64)] = action;
+    }
+}
+
+/// The shared state of the threads of a process.
+pub struct Process {
+    /// What the program asked for, signal by signal.
+    pub actions: Lock<Actions>,
+}
+
+/// The image's process.
+pub static PROCESS: Process = Process { actions: Lock::new(Actions::new()) };
+
+/// How the attendant started this image.
+pub static BOOT: Once<Boot> = Once::new();
+
+/// The process that the image was started in; forks have another.
+pub static FIRST_PID: AtomicU32 = AtomicU32::new(0);
+
+/// Whether this is the very process that the attendant injected, not a fork of it.
+pub fn is_first() -> bool {
+    FIRST_PID.load(Ordering::Relaxed) == getpid()
+}
+
+/// Whether `fd` is one of the runtime's numbers.
+pub fn is_reserved(fd: i64) -> bool {
+    let boot = BOOT.get();
+    let base = i64::from(boot.fd_base);
+    (base..base + i64::from(boot.fd_count)).contains(&fd)
+}
+
+/// Moves a descriptor out of the program's way, to a reserved number if one is free, close-on-exec.
+pub fn reserve(fd: i32) -> i32 {
+    const F_DUPFD_CLOEXEC: u64 = 1030;
+    if fd < 0 {
+        return fd;
+    }
+    let boot = BOOT.get();
+    // The kernel finds the lowest free number; beyond the reserved range it is as good as any other.
+    // SAFETY: duplicates a descriptor of the runtime.
+    let moved = unsafe { sys!(nr::FCNTL, fd, F_DUPFD_CLOEXEC, boot.fd_base) };
+    if moved < 0 {
+        return fd;
+    }
+    close(fd);
+    moved as i32
+}

@@ -1,0 +1,99 @@
+//! `execve`: the attendant must put the runtime into the new image.
+//!
+//! The attendant seizes the thread before the call and injects at the exec stop. The call itself is made in the
+//! program's context, with the program's mask, so that the new image inherits exactly that. Handlers are reset by
+//! the kernel; a signal that the program ignores must be ignored by the kernel, too.
+
+use usgx_wire::boot::{EXEC_BEGIN, EXEC_FAILED, EXIT_NOTICE, ExecAnswer, ExecRequest, flags};
+
+use super::stubs;
+use crate::arch::syscall::{errno, nr, syscall};
+use crate::arch::{close, complain, getpid, gettid};
+use crate::link;
+use crate::process::{BOOT, is_first};
+use crate::signals::frame::{OWNED, Sigaction, Ucontext, bit};
+use crate::signals::tables::IGNORE;
+use crate::sys;
+use crate::thread::Thread;
+
+const PR_GET_DUMPABLE: u64 = 3;
+const PR_SET_DUMPABLE: u64 = 4;
+const PR_SET_PTRACER: u64 = 0x5961_6d61;
+
+/// Asks the attendant; `Ok` if it agrees.
+fn ask(kind: u32) -> Result<(), i64> {
+    let boot = BOOT.get();
+    let [ours, theirs] = link::socket_pair()?;
+    let request = ExecRequest { kind, pid: getpid(), tid: gettid(), reserved: 0 };
+    let mut answer = ExecAnswer { status: 0 };
+    let result = link::ask(boot.attendant_fd, &request, theirs, ours, &mut answer);
+    close(ours);
+    result?;
+    if answer.status < 0 { Err(-i64::from(answer.status)) } else { Ok(()) }
+}
+
+/// `execve`, `execveat`. Returns what RAX becomes.
+pub fn execve(uc: &mut Ucontext, number: u64, args: [u64; 6]) -> i64 {
+    // SAFETY: attributes of the process; the attendant must be allowed to trace it.
+    unsafe {
+        if sys!(nr::PRCTL, PR_GET_DUMPABLE) != 1 {
+            sys!(nr::PRCTL, PR_SET_DUMPABLE, 1);
+        }
+        sys!(nr::PRCTL, PR_SET_PTRACER, BOOT.get().attendant_pid);
+    }
+    if ask(EXEC_BEGIN).is_err() {
+        complain(
+            "usgx: cannot run a new program: the process that puts the runtime into it is gone or may not \
+             trace this one (is another debugger attached?)\n",
+        );
+        return -errno::EPERM;
+    }
+    show_ignored();
+    if stubs::forward_exec(uc, number) {
+        return number as i64;
+    }
+    // SAFETY: the program's own call.
+    let result = unsafe { syscall(number, args) };
+    failed();
+    result
+}
+
+/// Makes the kernel ignore what the program ignores of the runtime's signals; an exec keeps that and resets the
+/// rest. Until the exec, the runtime needs them: so only those, and few programs have any.
+fn show_ignored() {
+    // SAFETY: handlers run on the runtime's stack.
+    let thread = unsafe { Thread::current_from_sp() };
+    let actions = thread.process().actions.lock();
+    for sig in (1..=64).filter(|sig| OWNED & bit(*sig) != 0) {
+        if actions.get(sig).handler == IGNORE {
+            let told = Sigaction { handler: IGNORE, ..Sigaction::default() };
+            // SAFETY: the kernel reads `told`.
+            unsafe { sys!(nr::RT_SIGACTION, sig, &raw const told, 0, 8) };
+        }
+    }
+}
+
+/// If the trap is that of a failed `execve`: lets the attendant go and returns to the program.
+pub fn on_failed(thread: &mut Thread, uc: &mut Ucontext) -> bool {
+    if !stubs::unwind_exec(uc) {
+        return false;
+    }
+    failed();
+    let actions = thread.process().actions.lock();
+    for sig in (1..=64).filter(|sig| OWNED & bit(*sig) != 0) {
+        crate::signals::tables::set_kernel(sig, &actions.get(sig));
+    }
+    true
+}
+
+fn failed() {
+    // If the attendant is gone there is nobody to let go of.
+    let _ = ask(EXEC_FAILED);
+}
+
+/// Tells the attendant, if it wants to know, that the run's first process ends.
+pub fn announce_exit() {
+    if BOOT.get().flags & flags::ANNOUNCE_EXIT != 0 && is_first() {
+        let _ = ask(EXIT_NOTICE);
+    }
+}
