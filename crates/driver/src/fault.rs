@@ -24,7 +24,8 @@ pub enum FaultOutcome {
     Retry,
     /// SIGBUS, or the exception that stands for it inside an enclave.
     Sigbus,
-    /// Repeat the access when the system has memory again.
+    /// Repeat the access when the system has memory again. For kernels, whose page records can run out of
+    /// memory; where running out ends the process, as it does with this crate's allocations, it never comes.
     OutOfMemory,
 }
 

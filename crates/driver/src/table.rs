@@ -69,3 +69,34 @@ impl PageTable {
         self.range(0, u64::MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use usgx_isa::EpcPage;
+
+    use super::*;
+    use crate::page::{PageKind, Place, Prot};
+
+    fn page(number: u32) -> EnclPage {
+        EnclPage { place: Place::Resident(EpcPage(number)), max_prot: Prot::R, kind: PageKind::Reg }
+    }
+
+    #[test]
+    fn ranges_are_in_order_and_end_where_they_should() {
+        let mut table = PageTable::default();
+        let indices = [0, 31, 32, 33, 95, 1 << 40];
+        for (number, index) in (0..).zip(indices) {
+            table.insert(index, page(number));
+        }
+        let found =
+            |first, last| table.range(first, last).map(|(index, _)| index).collect::<alloc::vec::Vec<_>>();
+        assert_eq!(found(0, u64::MAX), indices);
+        assert_eq!(found(31, 33), [31, 32, 33]);
+        assert_eq!(found(34, 94), []);
+        assert_eq!(found(33, 95), [33, 95]);
+        assert_eq!(table.get(95), Some(&page(4)));
+        table.remove(95);
+        table.remove(95);
+        assert_eq!((table.get(95), table.blocks.len()), (None, 3), "an empty block is given back");
+    }
+}

@@ -102,3 +102,38 @@ impl VaPages {
         self.pages[slot.va() as usize].used[usize::from(slot.slot() / 64)] & (1 << (slot.slot() % 64)) != 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_slot_is_handed_out_once_and_again_when_given_back() {
+        let mut va = VaPages::default();
+        assert!(va.must_grow(0) && va.take().is_none());
+        va.grow(EpcPage(7));
+        assert!(!va.must_grow(511) && va.must_grow(512));
+        va.grow(EpcPage(9));
+        let slots: Vec<SlotRef> = core::iter::from_fn(|| va.take()).collect();
+        let names: BTreeSet<_> = slots.iter().map(|slot| va.slot(*slot)).map(|s| (s.page, s.index)).collect();
+        assert_eq!((slots.len(), names.len(), va.nr_used()), (1024, 1024, 1024));
+        assert!(names.iter().all(|(page, index)| [7, 9].contains(&page.0) && *index < 512));
+        for slot in &slots[100..103] {
+            va.give_back(*slot);
+            assert!(!va.is_used(*slot));
+        }
+        assert_eq!(va.take(), Some(slots[100]), "the first free one");
+        assert_eq!(va.nr_used(), 1022);
+    }
+
+    #[test]
+    fn the_last_page_can_be_given_up() {
+        let mut va = VaPages::default();
+        va.grow(EpcPage(7));
+        va.grow(EpcPage(9));
+        assert_eq!(va.shrink(), Some(EpcPage(9)));
+        assert_eq!(va.take().map(|slot| va.slot(slot).page), Some(EpcPage(7)));
+    }
+}
