@@ -15,7 +15,7 @@ use crate::arch::{close, complain, fatal, getpid};
 use crate::process::{BOOT, FIRST_PID, PROCESS};
 use crate::signals::tables;
 use crate::thread::Thread;
-use crate::{cpuid, filter, link, sys};
+use crate::{cpuid, enclu, filter, link, sys};
 
 /// What the attendant fills in before the image runs.
 #[unsafe(no_mangle)]
@@ -85,6 +85,7 @@ extern "C" fn start() {
     take_mask(thread);
     tables::install(&PROCESS);
     cpuid::init(link::header());
+    enclu::init();
     if cpuid::needs_patching() {
         patch_mapped();
     }

@@ -95,7 +95,19 @@ fn leads_to_eax(instruction: &Instruction) -> bool {
     into_eax
         && matches!(
             instruction.opcode(),
-            Opcode::MOV | Opcode::XOR | Opcode::LEA | Opcode::POP | Opcode::AND | Opcode::OR | Opcode::ADD | Opcode::SUB | Opcode::INC | Opcode::XCHG | Opcode::MOVZX | Opcode::TEST | Opcode::CMP
+            Opcode::MOV
+                | Opcode::XOR
+                | Opcode::LEA
+                | Opcode::POP
+                | Opcode::AND
+                | Opcode::OR
+                | Opcode::ADD
+                | Opcode::SUB
+                | Opcode::INC
+                | Opcode::XCHG
+                | Opcode::MOVZX
+                | Opcode::TEST
+                | Opcode::CMP
         )
 }
 

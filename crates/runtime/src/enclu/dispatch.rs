@@ -20,7 +20,7 @@ use crate::thread::Thread;
 const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
 const PR_SYS_DISPATCH_ON: u64 = 1;
 /// `si_code` of a SIGSYS that the dispatch raises.
-pub(super) const SYS_USER_DISPATCH: i32 = 2;
+pub const SYS_USER_DISPATCH: i32 = 2;
 /// Bytes of SYSCALL, which the kernel has stepped over.
 const SYSCALL_LEN: u64 = 2;
 

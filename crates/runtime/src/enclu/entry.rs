@@ -157,7 +157,6 @@ pub(super) fn attempt(
 /// The TCS that a request names.
 struct Found {
     enclave: &'static Enclave,
-    window: &'static window::Header,
     tcs: &'static window::Tcs,
     word: u64,
 }
@@ -209,7 +208,7 @@ fn find(thread: &mut Thread, request: &Request) -> Result<Found, Obstacle> {
     if tcs_word & tcs_word::ACTIVE != 0 {
         return raise(Exception::GP);
     }
-    Ok(Found { enclave, window, tcs, word: tcs_word })
+    Ok(Found { enclave, tcs, word: tcs_word })
 }
 
 /// Notes what the processor keeps of the enclave and the TCS while inside.
@@ -235,7 +234,8 @@ fn remember(
     mode.frame_size = u64::from(window.ssa_frame_pages.load(Ordering::Relaxed)) * PAGE;
     mode.xfrm = window.xfrm.load(Ordering::Relaxed);
     mode.miscselect = window.miscselect.load(Ordering::Relaxed);
-    mode.xsave_size = window.xsave_size.load(Ordering::Relaxed).clamp(XsaveArea::MIN as u32, XsaveArea::MAX as u32);
+    mode.xsave_size =
+        window.xsave_size.load(Ordering::Relaxed).clamp(XsaveArea::MIN as u32, XsaveArea::MAX as u32);
     mode.opt_in = opt_in;
     mode.trap_flag = request.trap_flag && !opt_in;
     mode.entry_rsp = request.rsp;
@@ -260,7 +260,9 @@ fn check_frame(mode: &Mode, enclave: &'static Enclave, index: u32) -> Result<(),
 
 fn check_page(enclave: &'static Enclave, address: u64) -> Result<(), Obstacle> {
     let raise = |exception| Err(Obstacle::Raise(exception));
-    let Some(mapping) = enclaves::mapping_at(address) else { return raise(Exception::unmapped(address, pf::W)) };
+    let Some(mapping) = enclaves::mapping_at(address) else {
+        return raise(Exception::unmapped(address, pf::W));
+    };
     let word = enclave.page_word(address);
     if mapping.prot & PROT_RW != PROT_RW {
         return raise(Exception::denied(address, pf::W | fault::present(word)));
@@ -291,7 +293,10 @@ fn take(
     // `undo` in a handler needs what was noted so far.
     compiler_fence(Ordering::SeqCst);
     // SAFETY: both words are valid and only accessed atomically, `held` also by handlers of this thread.
-    if unsafe { usgx_tcs_take(found.tcs.word.as_ptr(), found.word, found.word | tcs_word::ACTIVE, mode.held.as_ptr()) } == 0 {
+    if unsafe {
+        usgx_tcs_take(found.tcs.word.as_ptr(), found.word, found.word | tcs_word::ACTIVE, mode.held.as_ptr())
+    } == 0
+    {
         return Err(Obstacle::Again);
     }
     if found.tcs.address.load(Ordering::Relaxed) != request.tcs {

@@ -69,8 +69,14 @@ pub(super) enum SiAddr {
 
 impl Exception {
     /// `#GP(0)`.
-    pub const GP: Self =
-        Self { vector: vector::GP, error: 0, address: 0, signal: signum::SIGSEGV, code: SI_KERNEL, si_addr: SiAddr::Zero };
+    pub const GP: Self = Self {
+        vector: vector::GP,
+        error: 0,
+        address: 0,
+        signal: signum::SIGSEGV,
+        code: SI_KERNEL,
+        si_addr: SiAddr::Zero,
+    };
     /// `#UD`.
     pub const UD: Self = Self {
         vector: vector::UD,
@@ -122,12 +128,31 @@ impl Exception {
         match number {
             vector::PF => Self::page_fault(address, error, sig, info.code),
             vector::GP => Self { error, ..Self::GP },
-            vector::AC => {
-                Self { vector: number, error, address: 0, signal: sig, code: info.code, si_addr: SiAddr::Zero }
-            }
+            vector::AC => Self {
+                vector: number,
+                error,
+                address: 0,
+                signal: sig,
+                code: info.code,
+                si_addr: SiAddr::Zero,
+            },
             // Vectors above BR other than those of the floating-point unit give no address.
-            7..=15 => Self { vector: number, error, address: 0, signal: sig, code: info.code, si_addr: SiAddr::Zero },
-            _ => Self { vector: number, error, address: 0, signal: sig, code: info.code, si_addr: SiAddr::Instruction },
+            7..=15 => Self {
+                vector: number,
+                error,
+                address: 0,
+                signal: sig,
+                code: info.code,
+                si_addr: SiAddr::Zero,
+            },
+            _ => Self {
+                vector: number,
+                error,
+                address: 0,
+                signal: sig,
+                code: info.code,
+                si_addr: SiAddr::Instruction,
+            },
         }
     }
 
@@ -147,7 +172,12 @@ pub enum Verdict {
 }
 
 /// Raises an exception at the interrupted instruction, which has not completed.
-pub(super) fn raise(thread: &mut Thread, uc: &mut Ucontext, info: &mut SigInfo, exception: &Exception) -> Verdict {
+pub(super) fn raise(
+    thread: &mut Thread,
+    uc: &mut Ucontext,
+    info: &mut SigInfo,
+    exception: &Exception,
+) -> Verdict {
     let was_inside = thread.enclave.is_inside();
     if was_inside {
         aex::exit(thread, uc, Some(exception));

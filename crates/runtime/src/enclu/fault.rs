@@ -6,7 +6,7 @@
 //! neither does, the real protection is out of date (EMODPE has widened the EPCM's) and is brought up to date.
 //!
 //! The real protection of a page is what the program asked for, less what the EPCM does not allow. It is
-//! narrowed when a page is mapped ([`settle`]) and widened when a fault shows that it is too narrow. An access
+//! narrowed when a page is mapped ([`settle`]) or reprotected (`syscalls::memory`), and widened when a fault shows that it is too narrow. An access
 //! from outside an enclave, where hardware answers all ones, gets the page's contents: usgx keeps no secrets.
 
 use usgx_wire::slot::{NR_WORDS, call, fault_kind, outcome};
@@ -45,7 +45,14 @@ pub(super) fn ask(
     kind: u64,
 ) -> Outcome {
     let mut words = [0; NR_WORDS];
-    words[..6].copy_from_slice(&[call::FAULT, enclave.handle(), address, u64::from(error), u64::from(prot), kind]);
+    words[..6].copy_from_slice(&[
+        call::FAULT,
+        enclave.handle(),
+        address,
+        u64::from(error),
+        u64::from(prot),
+        kind,
+    ]);
     let answer = link::slot_call(thread, words);
     let access = error & (pf::W | pf::U | pf::I);
     match answer[1] {
@@ -101,28 +108,6 @@ fn real_prot(mapping: &Mapping, word: u32) -> u32 {
 fn protect(start: u64, len: u64, prot: u32) -> bool {
     // SAFETY: changes the protection of a mapping of a view, within what the program asked for.
     (unsafe { sys!(nr::MPROTECT, start, len, prot) }) == 0
-}
-
-/// Narrows the pages in a range whose real protection has just been made what the program asked for, where the
-/// EPCM allows less. Called after mmap and mprotect. Preconditions: [`CHANGES`] is held.
-pub fn settle_range_locked(start: u64, end: u64) {
-    let mut at = start;
-    while let Some(mapping) = enclaves::first_in(at, end) {
-        let last = mapping.end.min(end);
-        let mut page = mapping.start.max(at);
-        while !mapping.placeholder && page < last {
-            let want = real_prot(&mapping, mapping.enclave.page_word(page));
-            let mut next = page + PAGE;
-            while next < last && real_prot(&mapping, mapping.enclave.page_word(next)) == want {
-                next += PAGE;
-            }
-            if want != mapping.prot {
-                protect(page, next - page, want);
-            }
-            page = next;
-        }
-        at = last;
-    }
 }
 
 /// Takes an exception: inside an enclave, at an address of one, or at an ENCLU. Anything else is the
@@ -242,7 +227,11 @@ fn protection(thread: &Thread, mapping: &Mapping, address: u64, error: u32, code
         let exception = Exception::sgx(address, access);
         return Outcome::Raise(if inside { exception } else { Exception::denied(address, access | pf::P) });
     }
-    if reprotect(mapping.enclave, address) { Outcome::Repaired } else { Outcome::Raise(Exception::denied(address, access)) }
+    if reprotect(mapping.enclave, address) {
+        Outcome::Repaired
+    } else {
+        Outcome::Raise(Exception::denied(address, access))
+    }
 }
 
 /// Has a page of the enclave mapped for the runtime's own reading; whether it is worth trying again.
@@ -261,6 +250,12 @@ pub(super) fn read_in(thread: &mut Thread, address: u64) -> bool {
 pub(super) fn give_back_tcs(thread: &mut Thread) {
     let mode = &thread.enclave;
     let mut words = [0; NR_WORDS];
-    words[..5].copy_from_slice(&[call::STORE_TCS, mode.handle, mode.tcs_address, u64::from(mode.cssa()), mode.aep]);
+    words[..5].copy_from_slice(&[
+        call::STORE_TCS,
+        mode.handle,
+        mode.tcs_address,
+        u64::from(mode.cssa()),
+        mode.aep,
+    ]);
     link::slot_call(thread, words);
 }

@@ -176,7 +176,8 @@ impl XsaveArea {
     fn part(&self, from: usize, len: usize) -> Option<&[u8]> {
         let within = from.checked_add(len)? <= self.size;
         // SAFETY: by the invariant these bytes are written.
-        within.then(|| unsafe { core::slice::from_raw_parts(self.bytes.as_ptr().cast::<u8>().add(from), len) })
+        within
+            .then(|| unsafe { core::slice::from_raw_parts(self.bytes.as_ptr().cast::<u8>().add(from), len) })
     }
 
     fn word(&self, offset: usize) -> u64 {

@@ -13,7 +13,7 @@ use super::mode::{OUTSIDE, SELECTOR_ALLOW};
 use super::{aex, fault};
 use crate::enclaves;
 use crate::link;
-use crate::signals::frame::{Sigcontext, SigInfo, Ucontext};
+use crate::signals::frame::{SigInfo, Sigcontext, Ucontext};
 use crate::thread::Thread;
 use crate::usercopy;
 
@@ -168,7 +168,9 @@ fn paging(thread: &Thread, registers: &Sigcontext, leaf: u32) -> Option<Exceptio
             return None;
         }
         let error = if needed == PROT_WRITE { pf::W } else { 0 };
-        let Some(mapping) = enclaves::mapping_at(address) else { return Some(Exception::unmapped(address, error)) };
+        let Some(mapping) = enclaves::mapping_at(address) else {
+            return Some(Exception::unmapped(address, error));
+        };
         // On x86 what can be written or executed can be read.
         let allowed = if needed == PROT_READ { mapping.prot != 0 } else { mapping.prot & PROT_WRITE != 0 };
         let word = mapping.enclave.page_word(address);

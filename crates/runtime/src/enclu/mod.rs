@@ -29,8 +29,9 @@ mod mode;
 mod segments;
 mod vdso;
 
+pub use dispatch::SYS_USER_DISPATCH;
 pub use exception::Verdict;
-pub use fault::{on_fault, settle_range_locked};
+pub use fault::on_fault;
 pub use mode::Mode;
 
 use crate::signals::deliver_sync;
@@ -38,9 +39,8 @@ use crate::signals::frame::{SigInfo, Ucontext};
 use crate::thread::Thread;
 
 /// Notes what the processor can do. Called once, after [`crate::cpuid::init`], before the program runs.
-/// `hwcap2` is the auxiliary vector's `AT_HWCAP2`.
-pub fn init(hwcap2: u64) {
-    segments::init(hwcap2);
+pub fn init() {
+    segments::init();
 }
 
 /// Whether the thread is in enclave mode.

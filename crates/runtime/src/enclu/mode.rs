@@ -158,7 +158,8 @@ impl Mode {
     /// The window, unless the enclave has been forgotten in this process since the entry.
     pub(super) fn live_window(&self) -> Option<&'static window::Header> {
         let (enclave, window) = (self.enclave?, self.window?);
-        let same = enclave.handle() == self.handle && enclave.window().is_some_and(|now| core::ptr::eq(now, window));
+        let same =
+            enclave.handle() == self.handle && enclave.window().is_some_and(|now| core::ptr::eq(now, window));
         same.then_some(window)
     }
 

@@ -25,13 +25,29 @@ static PLACES: [(AtomicU32, AtomicU32); COMPONENTS] =
 const CPUID_XSTATE: u32 = 0xd;
 
 /// Notes what the processor can do. Called once, before the program runs.
-pub(super) fn init(hwcap2: u64) {
-    FSGSBASE.store(hwcap2 & HWCAP2_FSGSBASE != 0, Ordering::Relaxed);
+pub(super) fn init() {
+    FSGSBASE.store(hwcap2() & HWCAP2_FSGSBASE != 0, Ordering::Relaxed);
     for (component, place) in (0_u32..).zip(&PLACES).skip(2) {
         let answer = cpuid::host(CPUID_XSTATE, component);
         place.0.store(answer.ebx, Ordering::Relaxed);
         place.1.store(answer.eax, Ordering::Relaxed);
     }
+}
+
+/// `AT_HWCAP2` of this process; 0 where /proc does not tell, which costs system calls at every entry and exit.
+fn hwcap2() -> u64 {
+    const AT_HWCAP2: u64 = 26;
+    const O_RDONLY_CLOEXEC: u64 = 0o2000000;
+    let mut vector = [[0_u64; 2]; 64];
+    // SAFETY: the path is a C string, and the kernel writes into the buffer.
+    unsafe {
+        let fd = sys!(nr::OPEN, c"/proc/self/auxv".as_ptr(), O_RDONLY_CLOEXEC);
+        if fd >= 0 {
+            sys!(nr::READ, fd, vector.as_mut_ptr(), size_of_val(&vector));
+            sys!(nr::CLOSE, fd);
+        }
+    }
+    vector.iter().find(|[key, _]| *key == AT_HWCAP2).map_or(0, |[_, value]| *value)
 }
 
 /// Offset and size of an extended state component, or `None` if the processor does not have it.

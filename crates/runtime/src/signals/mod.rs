@@ -69,8 +69,11 @@ extern "C" fn on_signal(sig: i32, info: *mut SigInfo, uc: *mut Ucontext) {
             link::drain_kicks(thread);
             thread.kicked.store(1, Ordering::Relaxed);
         }
+        // A system call that was tried inside an enclave.
+        signum::SIGSYS if info.code == enclu::SYS_USER_DISPATCH => on_exception(thread, sig, info, uc),
         signum::SIGILL if info.by_kernel() => {
-            let taken = enclu::on_sigill(thread, uc) || syscalls::exec::on_failed(thread, uc) || cpuid::on_sigill(uc);
+            let taken =
+                enclu::on_sigill(thread, uc) || syscalls::exec::on_failed(thread, uc) || cpuid::on_sigill(uc);
             if !taken {
                 on_exception(thread, sig, info, uc);
             }
