@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::net::{
@@ -200,14 +200,26 @@ pub fn take_inherited(inherited: &mut Inherited, number: RawFd) -> io::Result<Ow
     Ok(fd)
 }
 
-/// Makes a descriptor survive `execve`, and gives its number.
-///
-/// # Errors
-///
-/// The errno of `fcntl`.
-pub fn bequeath(fd: OwnedFd) -> io::Result<RawFd> {
-    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
-    Ok(fd.into_raw_fd())
+/// A copy of a descriptor that programs started from now on inherit, for as long as this value lives.
+#[derive(Debug)]
+pub struct Bequest(OwnedFd);
+
+impl Bequest {
+    /// Takes a descriptor.
+    ///
+    /// # Errors
+    ///
+    /// The errno of `fcntl`.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
+        Ok(Self(fd))
+    }
+
+    /// The number under which programs find it.
+    #[must_use]
+    pub fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
 }
 
 /// The soft limit on descriptor numbers.

@@ -1,0 +1,126 @@
+//! Enclaves larger than the EPC: every byte comes back.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Random, TestClient, assert_empty, door, fresh_base, machine, skip};
+use usgx_testkit::Image;
+
+/// What page `index` holds after its `version`-th write.
+fn pattern(index: u64, version: u64) -> [u8; 4096] {
+    let mut page = [0; 4096];
+    for (at, chunk) in (0_u64..).zip(page.chunks_exact_mut(8)) {
+        chunk.copy_from_slice(&(index << 40 | version << 16 | at).to_le_bytes());
+    }
+    page
+}
+
+/// Writes and checks the pages of an enclave at random.
+fn churn(client: &Arc<TestClient>, image: &Image, seed: u64, rounds: u64) {
+    let mut thread = client.thread();
+    let enclave = thread.build(image, false);
+    let count = image.pages.len() as u64 - 1;
+    let mut versions = vec![0; count as usize + 1];
+    let (mut random, mut page) = (Random(seed), [0; 4096]);
+    for index in 1..=count {
+        thread.read_page(&enclave, index, &mut page);
+        assert_eq!(page[..8], index.to_le_bytes(), "page {index} as it was added");
+        thread.write_page(&enclave, index, &pattern(index, 0));
+    }
+    for _ in 0..rounds {
+        // Runs, as programs have them, and single pages.
+        let (start, run) = (1 + random.below(count), 1 + random.below(8));
+        for index in start..(start + run).min(count + 1) {
+            thread.read_page(&enclave, index, &mut page);
+            assert!(page == pattern(index, versions[index as usize]), "page {index}");
+            if random.below(2) == 0 {
+                versions[index as usize] += 1;
+                thread.write_page(&enclave, index, &pattern(index, versions[index as usize]));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_byte_survives_oversubscription() {
+    if skip() {
+        return;
+    }
+    let machine = machine(160);
+    let door = door(&machine);
+    let client = TestClient::connect(&door, [0; 2]);
+    churn(&client, &Image::data(fresh_base(), 400), 1, 400);
+    let stats = machine.stats();
+    assert!(stats.evictions > 400 && stats.loads > 400 && stats.remaps > 0, "it was paged: {stats:#?}");
+    drop(client);
+    assert_empty(&machine);
+    drop(door);
+    machine.run_until_idle();
+}
+
+#[test]
+fn several_clients_share_a_small_epc() {
+    if skip() {
+        return;
+    }
+    let machine = machine(256);
+    let door = door(&machine);
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            let door = &door;
+            scope.spawn(move || {
+                let client = TestClient::connect(door, [0; 2]);
+                churn(&client, &Image::data(fresh_base(), 150), seed, 100);
+            });
+        }
+    });
+    let stats = machine.stats();
+    assert!(stats.evictions > 100, "it was paged: {stats:#?}");
+    assert_empty(&machine);
+}
+
+#[test]
+fn a_closed_device_lives_on_in_its_mapping() {
+    if skip() {
+        return;
+    }
+    let machine = machine(128);
+    let door = door(&machine);
+    let client = TestClient::connect(&door, [0; 2]);
+    let mut thread = client.thread();
+    let mut enclave = thread.build(&Image::data(fresh_base(), 20), false);
+    enclave.device = None;
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let mut page = [0; 4096];
+    thread.read_page(&enclave, 7, &mut page);
+    assert_eq!(page[0], 7);
+    assert_eq!(machine.stats().enclaves, 1);
+    let words = [usgx_wire::slot::call::UNREGISTER, enclave.handle, enclave.base, enclave.size];
+    assert_eq!(thread.call(&words)[1], 0);
+    let start = std::time::Instant::now();
+    while machine.stats().enclaves != 0 {
+        assert!(start.elapsed().as_secs() < 10, "the enclave ends with its last mapping");
+    }
+    // Its handle names nothing now.
+    assert_eq!(thread.ioctl(enclave.handle, common::CREATE, 0), -9);
+}
+
+#[test]
+fn a_swap_file_serves_as_well() {
+    if skip() {
+        return;
+    }
+    let config = usgx_machine::MachineConfig {
+        epc_bytes: 128 * 4096,
+        swap: Some(std::env::temp_dir()),
+        ..usgx_machine::MachineConfig::default()
+    };
+    let machine = usgx_machine::Machine::new(config).unwrap();
+    let door = door(&machine);
+    let client = TestClient::connect(&door, [0; 2]);
+    churn(&client, &Image::data(fresh_base(), 200), 5, 50);
+    drop(client);
+    assert_empty(&machine);
+}
