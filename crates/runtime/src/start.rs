@@ -86,6 +86,7 @@ extern "C" fn start() {
     tables::install(&PROCESS);
     cpuid::init(link::header());
     enclu::init();
+    enclu::init();
     if cpuid::needs_patching() {
         patch_mapped();
     }

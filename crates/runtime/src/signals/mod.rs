@@ -65,6 +65,7 @@ extern "C" fn on_signal(sig: i32, info: *mut SigInfo, uc: *mut Ucontext) {
         signum::SIGSYS if info.code == SYS_SECCOMP && info.errno == filter::TRAP_DATA => {
             syscalls::on_trap(thread, info, uc);
         }
+        signum::SIGSYS if info.code == enclu::SYS_USER_DISPATCH => on_exception(thread, sig, info, uc),
         signum::SIGSYS if info.code == SI_SIGIO && thread.slot >= 0 => {
             link::drain_kicks(thread);
             thread.kicked.store(1, Ordering::Relaxed);
@@ -78,17 +79,13 @@ extern "C" fn on_signal(sig: i32, info: *mut SigInfo, uc: *mut Ucontext) {
                 on_exception(thread, sig, info, uc);
             }
         }
-        signum::SIGSEGV if info.by_kernel() && !is_inside(thread) && cpuid::on_sigsegv(uc) => {}
+        signum::SIGSEGV if info.by_kernel() && !enclu::is_inside(thread) && cpuid::on_sigsegv(uc) => {}
         signum::SIGSEGV | signum::SIGBUS | signum::SIGTRAP | signum::SIGFPE if info.by_kernel() => {
             on_exception(thread, sig, info, uc);
         }
         _ => deliver::deliver_async(thread, uc, sig, info, None),
     }
     deliver::after_handler(thread, uc);
-}
-
-fn is_inside(thread: &Thread) -> bool {
-    thread.enclave.is_inside()
 }
 
 fn on_exception(thread: &mut Thread, sig: i32, info: &mut SigInfo, uc: &mut Ucontext) {
