@@ -1,2 +1,62 @@
-//! Placeholder.
-fn main() {}
+//! Everything a newcomer or CI does, one command each: `cargo xtask help`.
+//!
+//! Each command is a file of its own with a `run` function. This file only sorts arguments. Nothing here is
+//! part of what users install, so errors are `anyhow` and say which command failed and what to do about it.
+
+mod bench;
+mod demo;
+mod e2e;
+mod selftests;
+mod tally;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Builds, tests and measures usgx.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Shows what usgx does, in a minute: builds it and runs `usgx demo`
+    Demo(demo::Demo),
+    /// Checks everything that CI checks
+    Test(test::Test),
+    /// Checks what lints cannot: layers, homes of `unsafe`, documents, licences
+    Tidy,
+    /// Fetches and builds the Linux kernel's SGX selftests, and prints where they are
+    Selftests(selftests::Selftests),
+    /// Runs real programs under the built `usgx`
+    E2e(e2e::E2e),
+    /// Measures work against its floor, in the same run
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = Workspace::discover().and_then(|workspace| match arguments.command {
+        Command::Demo(demo) => demo.run(&workspace),
+        Command::Test(test) => test.run(&workspace),
+        Command::Tidy => tidy::run(&workspace),
+        Command::Selftests(selftests) => selftests.run(&workspace),
+        Command::E2e(e2e) => e2e.run(&workspace),
+        Command::Bench(bench) => bench.run(&workspace),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

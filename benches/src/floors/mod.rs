@@ -1,0 +1,6 @@
+//! The floors: what the kernel and the processor take for the least that each piece of work needs.
+
+pub(crate) mod crypto;
+pub(crate) mod paging;
+pub(crate) mod round_trip;
+pub(crate) mod signal;

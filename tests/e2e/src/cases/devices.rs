@@ -1,0 +1,104 @@
+//! What programs look for before they use SGX: device files, CPUID, the vDSO's function.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+
+use super::{SHORT, Verdict, expect, trial};
+use crate::process;
+use crate::stage::{Link, Stage, User};
+
+/// One device, as `devices find` prints it.
+fn found(path: &str) -> String {
+    format!(
+        "{path}\n  stat fine, character device 1\n  lstat fine\n  statx fine, character device 1\n  fstatat fine\n  \
+         access fine\n  access to read and write fine\n  faccessat fine\n  open fine, fstat fine\n  openat fine\n  \
+         open to read fine\n  open by name in /dev fine\n"
+    )
+}
+
+pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for user in stage.users() {
+        for link in Link::ALL {
+            let place = format!("{}/{}", user.name(), link.name());
+            let modes = [
+                ("find", found("/dev/sgx_enclave") + &found("/dev/sgx_provision")),
+                ("list", "enclave 1, provision 1, null 1\n".to_owned()),
+                (
+                    "refuse",
+                    "open fine\nanother magic ENOTTY\nunknown number ENOTTY\ninit before create EINVAL\n\
+                     add before create EINVAL\ncreate from nowhere EFAULT\n"
+                        .to_owned(),
+                ),
+                ("map", "shared fine\nunmapped fine\nexecutable fine\nprivate EINVAL\n".to_owned()),
+            ];
+            for (mode, output) in modes {
+                trials.push(trial(stage, format!("devices/{place}/{mode}"), move |stage| {
+                    let mut command = stage.run(user, &[], stage.program("devices", link));
+                    expect(&process::run(command.arg(mode), b"", SHORT)?, 0, &output)
+                }));
+            }
+            trials.push(trial(stage, format!("cpuid/{place}"), move |stage| cpuid(stage, user, link)));
+            for mode in ["sysv", "gnu", "sections", "loader", "weak"] {
+                if link == Link::Static && ["loader", "weak"].contains(&mode) {
+                    continue; // A static program has no loader.
+                }
+                for function in ["__vdso_sgx_enter_enclave", "__vdso_clock_gettime"] {
+                    let name = format!("vdso/{place}/{mode} {function}");
+                    trials.push(trial(stage, name, move |stage| vdso(stage, user, link, mode, function)));
+                }
+            }
+        }
+        trials.push(trial(stage, format!("devices/{}/ls", user.name()), move |stage| {
+            let mut command = stage.run(user, &[], "ls");
+            command.args(["/dev/sgx_enclave", "/dev/sgx_provision"]);
+            expect(&process::run(&mut command, b"", SHORT)?, 0, "/dev/sgx_enclave\n/dev/sgx_provision\n")
+        }));
+        trials.push(trial(stage, format!("devices/{}/ls of the directory", user.name()), move |stage| {
+            let outcome = process::run(stage.run(user, &[], "ls").arg("/dev"), b"", SHORT)?;
+            let text = outcome.text();
+            let lines: Vec<&str> = text.lines().collect();
+            ensure!(
+                ["null", "sgx_enclave", "sgx_provision"].iter().all(|name| lines.contains(name)),
+                "not all devices are listed: {}",
+                outcome.describe()
+            );
+            Ok(Verdict::Passed)
+        }));
+    }
+    trials
+}
+
+fn cpuid(stage: &Stage, user: User, link: Link) -> Result<Verdict> {
+    let program = stage.program("cpuid", link);
+    let outcome = process::run(&mut stage.run(user, &["--epc", "32M"], program), b"", SHORT)?;
+    let verdict = expect(
+        &outcome,
+        0,
+        "leaf 0x12 is there: 1\nSGX 1, launch control 1\nSGX1 1, largest enclave at least 64 GiB: 1\n\
+         64-bit 1, x87 and SSE 3\nEPC 33554432\nSSE2 1, XSAVE 1\n",
+    );
+    if verdict.is_err() && !can_trap_cpuid(stage)? {
+        return Ok(Verdict::Skipped("CPUID cannot be trapped here".to_owned()));
+    }
+    verdict
+}
+
+/// Whether this processor and kernel let a process trap its own CPUID instructions.
+pub(super) fn can_trap_cpuid(stage: &Stage) -> Result<bool> {
+    let program = stage.program("cpuid", Link::Static);
+    let mut command = stage.command(User::Ordinary, program);
+    Ok(process::run(command.arg("host"), b"", SHORT)?.end().0 == Some(0))
+}
+
+fn vdso(stage: &Stage, user: User, link: Link, mode: &str, function: &str) -> Result<Verdict> {
+    let mut command = stage.run(user, &[], stage.program("vdso", link));
+    let output = match mode {
+        "loader" => "object 1, symbol 1, with another version 0\n",
+        "weak" => "like the clock's: 1\n",
+        _ => "found 1, a function 1, versions 1\n",
+    };
+    expect(&process::run(command.args([mode, function]), b"", SHORT)?, 0, output)
+}

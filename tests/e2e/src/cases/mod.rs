@@ -1,0 +1,70 @@
+//! The tests, by what they promise.
+
+mod basics;
+mod devices;
+mod machine;
+mod selftests;
+mod transparency;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use libtest_mimic::{Completion, Trial};
+
+use crate::process::Outcome;
+use crate::stage::Stage;
+
+/// For everything that takes milliseconds when all is well.
+const SHORT: Duration = Duration::from_secs(30);
+/// For work on enclaves that are bigger than the EPC.
+const LONG: Duration = Duration::from_secs(180);
+
+/// How a test ended that has not failed.
+enum Verdict {
+    Passed,
+    /// It cannot be tried here, and why.
+    Skipped(String),
+}
+
+/// Every test.
+pub(crate) fn all(stage: &Arc<Stage>) -> Vec<Trial> {
+    [
+        transparency::trials(stage),
+        basics::trials(stage),
+        devices::trials(stage),
+        selftests::trials(stage),
+        machine::trials(stage),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn trial(
+    stage: &Arc<Stage>,
+    name: String,
+    test: impl FnOnce(&Stage) -> Result<Verdict> + Send + 'static,
+) -> Trial {
+    let stage = Arc::clone(stage);
+    Trial::ignorable_test(name, move || match test(&stage) {
+        Ok(Verdict::Passed) => Ok(Completion::Completed),
+        Ok(Verdict::Skipped(why)) => Ok(Completion::ignored_with(why)),
+        Err(error) => Err(format!("{error:#}").into()),
+    })
+}
+
+/// Demands an exit status and a standard output.
+fn expect(outcome: &Outcome, status: i32, output: &str) -> Result<Verdict> {
+    ensure!(
+        outcome.end() == (Some(status), None) && outcome.text() == output,
+        "expected exit status {status} and\n{output}--- got {}",
+        outcome.describe()
+    );
+    Ok(Verdict::Passed)
+}
+
+/// Standard error without what `usgx` itself has to say.
+fn without_notices(errors: &str) -> String {
+    errors.lines().filter(|line| !line.starts_with("usgx: ")).map(|line| format!("{line}\n")).collect()
+}

@@ -1,0 +1,57 @@
+//! `cargo xtask e2e`: builds `usgx` and runs real programs under it. The tests are in `tests/e2e`.
+
+use std::{env, fs};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::selftests;
+use crate::tally::Tally;
+use crate::test::run_counted;
+use crate::workspace::Workspace;
+
+#[derive(clap::Args)]
+pub(crate) struct E2e {
+    /// Only tests whose name contains this
+    filter: Option<String>,
+    /// Uses this `usgx` instead of building one
+    #[arg(long, value_name = "FILE")]
+    usgx: Option<String>,
+    /// Tests that run at the same time
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+impl E2e {
+    pub(crate) fn run(self, workspace: &Workspace) -> Result<()> {
+        let tally = tests(workspace, &self)?;
+        ensure!(tally.failed == 0, "{} end-to-end tests failed", tally.failed);
+        Ok(())
+    }
+}
+
+/// Runs all end-to-end tests and counts them.
+pub(crate) fn run_all(workspace: &Workspace) -> Result<Tally> {
+    tests(workspace, &E2e { filter: None, usgx: None, threads: None })
+}
+
+fn tests(workspace: &Workspace, options: &E2e) -> Result<Tally> {
+    let usgx = match &options.usgx {
+        Some(path) => fs::canonicalize(path).with_context(|| format!("no usgx at {path}"))?,
+        None => workspace.build_usgx()?,
+    };
+    let mut command = workspace.cargo(&["run", "--package", "usgx-e2e", "--"]);
+    command.env("USGX_BIN", usgx).env("USGX_E2E_DIR", workspace.target.join("e2e"));
+    match selftests::ensure_built(workspace, None) {
+        Ok(dir) => {
+            command.env("USGX_SELFTESTS", dir);
+        }
+        // Elsewhere the tests that need them are skipped with a reason; in CI nothing is missing silently.
+        Err(error) if env::var_os("CI").is_some() => return Err(error),
+        Err(error) => eprintln!("xtask: going on without the kernel's selftests: {error:#}"),
+    }
+    if let Some(threads) = options.threads {
+        command.arg(format!("--test-threads={threads}"));
+    }
+    command.args(&options.filter);
+    run_counted(&mut command)
+}
