@@ -1,2 +1,85 @@
-//! Placeholder.
-fn main() {}
+//! `usgx`: runs unmodified SGX programs on any x86-64 Linux.
+//!
+//! [`cli`] says what can be asked; [`run`] becomes the program and leaves an [`attendant`] behind, which puts
+//! the runtime into it ([`inject`], [`vdso`]) and is home to its machine ([`engine`]); [`machine`] is for
+//! machines that are shared, [`doctor`] and [`demo`] for people who are new here. The machine itself is in
+//! `usgx-machine`, system calls are in `usgx-sys`.
+
+mod attendant;
+mod cli;
+mod demo;
+mod doctor;
+mod engine;
+mod inject;
+mod machine;
+mod run;
+mod size;
+mod statistics;
+mod vdso;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser as _;
+use cli::{Cli, Command, MachineCommand, Place};
+use usgx_sys::attendant::Inherited;
+
+/// Exit status when usgx itself fails, as with `env` and `timeout`.
+const FAILED: u8 = 125;
+/// The environment variable that turns messages on: a `tracing` filter.
+const LOG: &str = "USGX_LOG";
+
+/// Tells whether somebody wants to see messages.
+fn is_verbose() -> bool {
+    std::env::var_os(LOG).is_some()
+}
+
+fn start_logging() {
+    if is_verbose() {
+        let filter = tracing_subscriber::EnvFilter::from_env(LOG);
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+}
+
+fn socket(place: Place) -> Result<std::path::PathBuf> {
+    place.socket.map_or_else(machine::default_socket, Ok)
+}
+
+fn dispatch(command: Command, inherited: Inherited) -> Result<ExitCode> {
+    match command {
+        Command::Run(arguments) => {
+            let machine = match arguments.machine {
+                Some(path) => run::Machine::At(path),
+                None => run::Machine::Own(arguments.hardware.into()),
+            };
+            let request = run::Request {
+                command: arguments.program,
+                machine,
+                table: arguments.stats,
+                json: arguments.stats_json,
+                feed: arguments.feed,
+            };
+            run::run(request, inherited)
+        }
+        Command::Machine(MachineCommand::Start { hardware, place, shared, foreground }) => {
+            machine::start(hardware.into(), &socket(place)?, shared, foreground, inherited)
+        }
+        Command::Machine(MachineCommand::Stop { place }) => machine::stop(&socket(place)?),
+        Command::Machine(MachineCommand::Status { place, json }) => machine::status(&socket(place)?, json),
+        Command::Doctor { json } => doctor::examine(json),
+        Command::Demo => demo::show(),
+        Command::DemoProgram => demo::program(),
+        Command::DoctorPatient => doctor::patient(),
+    }
+}
+
+fn main() -> ExitCode {
+    // Before anything of ours is open.
+    let inherited = Inherited::now();
+    let cli = Cli::parse();
+    start_logging();
+    dispatch(cli.command, inherited).unwrap_or_else(|error| {
+        eprintln!("usgx: {error:#}");
+        ExitCode::from(FAILED)
+    })
+}

@@ -1,0 +1,154 @@
+//! The threads that are traced just now, each from its announcement of an `execve` to the end of it.
+//!
+//! A thread is seized while it waits for the attendant's answer. It then reports its new image, or that it has
+//! failed, or its death. Signals on the way are passed on, and stops of job control are left as they are.
+
+use std::collections::HashSet;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+
+use anyhow::{Result, bail};
+use usgx_sys::ptrace::{self, Stop, Tid};
+
+use crate::inject::{Injector, Refusal};
+
+const EPERM: i32 = 1;
+const ESRCH: i32 = 3;
+const EIO: i32 = 5;
+
+/// All traced threads.
+#[derive(Debug)]
+pub(super) struct Tracees {
+    injector: Injector,
+    /// Threads that are seized.
+    seized: HashSet<Tid>,
+    /// The run's first process, until it has its image.
+    first: Option<Tid>,
+}
+
+impl Tracees {
+    /// Seizes the process that will be the run's first program.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be, with what may be the reason.
+    pub(super) fn seize_first(injector: Injector, pid: Tid) -> Result<Self> {
+        if let Err(error) = ptrace::seize(pid) {
+            let tracer = tracer_of(pid);
+            match tracer {
+                Some(other) => bail!(
+                    "process {other} already traces the program, and only one can; start the tracer inside \
+                     instead, attached to the running program (gdb -p PID, strace -p PID)"
+                ),
+                None => bail!(
+                    "the kernel does not let usgx trace the program at its start ({error}); \
+                     'usgx doctor' says what forbids it"
+                ),
+            }
+        }
+        Ok(Self { injector, seized: HashSet::from([pid]), first: Some(pid) })
+    }
+
+    /// Seizes a thread that is about to call `execve`; 0 or a negative errno.
+    pub(super) fn seize(&mut self, thread: Option<Tid>) -> i32 {
+        let Some(tid) = thread else { return -ESRCH };
+        if self.seized.contains(&tid) {
+            return 0;
+        }
+        match ptrace::seize(tid) {
+            Ok(()) => {
+                self.seized.insert(tid);
+                0
+            }
+            Err(error) => -error.raw_os_error().unwrap_or(EPERM),
+        }
+    }
+
+    /// Lets a thread go whose `execve` has failed; 0 or a negative errno.
+    pub(super) fn release(&mut self, thread: Option<Tid>) -> i32 {
+        let Some(tid) = thread else { return -ESRCH };
+        if !self.seized.remove(&tid) {
+            return 0;
+        }
+        let released = || -> std::io::Result<()> {
+            ptrace::interrupt(tid)?;
+            match ptrace::wait(tid)? {
+                Stop::Ended(_) => Ok(()),
+                Stop::Signal(signal) => ptrace::detach(tid, signal),
+                _ => ptrace::detach(tid, 0),
+            }
+        };
+        released().map_or_else(|error| -error.raw_os_error().unwrap_or(EIO), |()| 0)
+    }
+
+    /// Deals with every report that has come.
+    pub(super) fn handle_reports(&mut self) {
+        loop {
+            match ptrace::poll() {
+                Ok(Some((tid, stop))) => self.handle(tid, stop),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "waiting for traced processes");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, tid: Tid, stop: Stop) {
+        // A tracee that is killed at any moment answers ESRCH; its death is reported by itself.
+        let result = match stop {
+            Stop::Ended(_) => {
+                self.seized.remove(&tid);
+                Ok(())
+            }
+            Stop::Exec => {
+                self.handle_exec(tid);
+                Ok(())
+            }
+            Stop::Signal(signal) => ptrace::resume(tid, signal),
+            Stop::Group(_) => ptrace::listen(tid),
+            Stop::Interrupted | Stop::Syscall | Stop::Other(_) => ptrace::resume(tid, 0),
+        };
+        if let Err(error) = result {
+            tracing::debug!(tid, ?stop, %error, "a traced thread has gone");
+        }
+    }
+
+    /// Puts the runtime into a new image, or ends the process: it must not run on without.
+    fn handle_exec(&mut self, pid: Tid) {
+        // The thread that called execve has become the process's first; all others have ended.
+        if let Ok(former) = ptrace::former_tid(pid) {
+            self.seized.remove(&former);
+        }
+        self.seized.remove(&pid);
+        let first = self.first == Some(pid);
+        match self.injector.inject(pid, first) {
+            Ok(()) => {
+                if first {
+                    self.first = None;
+                }
+            }
+            Err(Refusal::Gone) => {}
+            Err(Refusal::Unfit(error)) => {
+                explain(pid, &format!("usgx: process {pid} cannot run here: {error:#}\n"));
+                let _ = ptrace::kill(pid);
+            }
+        }
+    }
+}
+
+/// Says something on the standard error of another process; if it has none that can be opened, nobody would
+/// have read it either.
+fn explain(pid: Tid, message: &str) {
+    if let Ok(mut stderr) = OpenOptions::new().append(true).open(format!("/proc/{pid}/fd/2")) {
+        let _ = stderr.write_all(message.as_bytes());
+    }
+}
+
+/// Who traces a process, if anybody.
+fn tracer_of(pid: Tid) -> Option<Tid> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    line.trim().parse().ok().filter(|&tracer| tracer != 0)
+}

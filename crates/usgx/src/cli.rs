@@ -1,0 +1,184 @@
+//! The command line: what can be said, and help that teaches it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::engine;
+use crate::size::Size;
+
+/// Run unmodified SGX programs on any x86-64 Linux, with a real EPC limit and real paging.
+#[derive(Debug, Parser)]
+#[command(name = "usgx", version, after_help = TOP_HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const TOP_HELP: &str = "\
+Start here:
+  usgx doctor                          can this machine do it?
+  usgx demo                            see 64 MiB of enclave in 16 MiB of EPC
+  usgx run -- ./my-sgx-app             run a program that needs SGX
+  usgx run --epc 16M --stats -- ./app  the same with little EPC, and what that costs
+
+usgx gives no secrecy: whoever runs the machine can read every enclave. It is for building, testing, sizing
+and studying. USGX_LOG=debug shows what the attendant and the machine do.";
+
+const RUN_HELP: &str = "\
+Examples:
+  usgx run -- ./my-sgx-app --port 8080
+  usgx run --epc 16M --stats -- ./my-sgx-app      how does it do with 16 MiB of EPC?
+  usgx run --stats-json out.json -- make test     every program that make starts sees SGX as well
+  usgx run --machine /run/usgx.sock -- ./app      share the EPC of a machine with other programs
+
+The program keeps its process ID, terminal, signals and exit status. usgx itself exits with 127 if the
+command does not exist, 126 if it cannot be executed, and 125 if usgx cannot run it.
+
+What is different under usgx run:
+  - Ordinary users' programs run with no_new_privs: sudo and other setuid programs gain nothing.
+  - A program that another tracer holds at its start cannot run: instead of 'usgx run -- gdb PROG' start PROG,
+    then attach with 'gdb -p PID'.
+  - 16 descriptor numbers just below 1024 (or below 'ulimit -n', if that is less) are in use.
+  - 32-bit programs cannot run.";
+
+const MACHINE_HELP: &str = "\
+A machine of its own is for programs that share one EPC:
+  usgx machine start --epc 64M
+  usgx run --machine /run/usgx.sock -- ./one &
+  usgx run --machine /run/usgx.sock -- ./two &
+  usgx machine status
+  usgx machine stop
+
+Without --socket the machine is at $XDG_RUNTIME_DIR/usgx.sock, for root at /run/usgx.sock.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a program that finds SGX
+    #[command(after_help = RUN_HELP)]
+    Run(RunArguments),
+    /// Start, stop or look at a machine that several programs share
+    #[command(subcommand, after_help = MACHINE_HELP)]
+    Machine(MachineCommand),
+    /// Say what this system lacks for usgx, and how to get it
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show an enclave of 64 MiB at work in an EPC of 16 MiB
+    Demo,
+    /// The program that the demonstration runs
+    #[command(hide = true)]
+    DemoProgram,
+    /// Sleep until standard input ends, for `usgx doctor` to practise on
+    #[command(hide = true)]
+    DoctorPatient,
+}
+
+/// The hardware of a machine.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Hardware {
+    /// Size of the EPC: 64M, 1G, ... [default: 128M]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) epc: Option<Size>,
+    /// Which processor: coffee-lake (SGX1 client), tiger-lake (SGX2 client) or ice-lake-sp (SGX2 server, the
+    /// default)
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) cpu: Option<String>,
+    /// Keep evicted pages in a file in this directory instead of in memory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) swap: Option<PathBuf>,
+}
+
+impl From<Hardware> for engine::Config {
+    fn from(Hardware { epc, cpu, swap }: Hardware) -> Self {
+        Self { epc, cpu, swap }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RunArguments {
+    #[command(flatten)]
+    pub(crate) hardware: Hardware,
+    /// Use the machine behind this socket instead of one for this run alone
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["epc", "cpu", "swap", "stats", "stats_json", "feed"])]
+    pub(crate) machine: Option<PathBuf>,
+    /// At the end, print what happened to the EPC on standard error
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// At the end, write what happened to the EPC to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats_json: Option<PathBuf>,
+    /// Write numbers to this inherited descriptor all the time
+    #[arg(long, hide = true, value_name = "FD")]
+    pub(crate) feed: Option<i32>,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MachineCommand {
+    /// Start a machine in the background
+    Start {
+        #[command(flatten)]
+        hardware: Hardware,
+        #[command(flatten)]
+        place: Place,
+        /// Let programs of all users in, not only your own
+        #[arg(long)]
+        shared: bool,
+        /// Stay in the foreground, for service managers
+        #[arg(long)]
+        foreground: bool,
+    },
+    /// Stop a machine; enclaves that are still there are lost
+    Stop {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show a machine's EPC and who uses it
+    Status {
+        #[command(flatten)]
+        place: Place,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Where a machine listens.
+#[derive(Args, Debug)]
+pub(crate) struct Place {
+    /// The machine's socket
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_programs_own_options_are_left_to_it() {
+        let cli = Cli::try_parse_from(["usgx", "run", "--epc", "16M", "--", "ls", "--stats", "-l"]);
+        let Command::Run(run) = cli.expect("it is valid").command else { panic!("run was asked for") };
+        assert_eq!(run.hardware.epc, Some(Size(16 << 20)));
+        assert_eq!(run.program, ["ls", "--stats", "-l"]);
+        assert!(!run.stats);
+    }
+
+    #[test]
+    fn another_machines_hardware_cannot_be_chosen() {
+        assert!(Cli::try_parse_from(["usgx", "run", "--machine", "/s", "--epc", "1G", "--", "ls"]).is_err());
+        assert!(Cli::try_parse_from(["usgx", "run"]).is_err());
+    }
+}

@@ -1,0 +1,153 @@
+//! The machine, as the command line uses it: configured, started in this process or reached by a socket.
+//!
+//! With [`crate::machine`], the only file that knows how `usgx-machine` is called.
+
+use std::env;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use usgx_machine::{Machine, MachineConfig, client};
+use usgx_sys::attendant;
+
+use crate::size::Size;
+use crate::statistics::Statistics;
+
+/// Below this nothing works: the reclaimer keeps 32 pages free.
+const LEAST_EPC: Size = Size(256 << 10);
+/// More than any processor has; a typing error rather than a wish.
+const MOST_EPC: Size = Size(4 << 40);
+const PAGE_SIZE: u64 = 4096;
+
+/// What a machine is like.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Size of the EPC; `None` for the default.
+    pub(crate) epc: Option<Size>,
+    /// Name of the processor's profile; `None` for the default.
+    pub(crate) cpu: Option<String>,
+    /// Directory for evicted pages; memory if there is none.
+    pub(crate) swap: Option<PathBuf>,
+}
+
+impl Config {
+    /// Checks everything that can be checked without a machine.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, and what would be right.
+    pub(crate) fn check(&self) -> Result<()> {
+        let epc = self.epc.unwrap_or(LEAST_EPC);
+        ensure!(epc >= LEAST_EPC, "--epc: {epc} is too small; the smallest EPC is {LEAST_EPC}");
+        ensure!(epc <= MOST_EPC, "--epc: {epc} is too large; the largest EPC is {MOST_EPC}");
+        ensure!(epc.0 % PAGE_SIZE == 0, "--epc: {} bytes are not a number of 4 KiB pages", epc.0);
+        if let Some(directory) = &self.swap {
+            ensure!(directory.is_dir(), "--swap: {} is not a directory", directory.display());
+        }
+        Ok(())
+    }
+}
+
+/// Builds a machine.
+///
+/// # Errors
+///
+/// Why the machine cannot be.
+pub(crate) fn build(config: Config) -> Result<Machine> {
+    let mut machine = MachineConfig { state_dir: state_dir(), swap: config.swap, ..MachineConfig::default() };
+    if let Some(epc) = config.epc {
+        machine.epc_bytes = epc.0;
+    }
+    if let Some(profile) = config.cpu {
+        machine.profile = profile;
+    }
+    Ok(Machine::new(machine)?)
+}
+
+/// Where the processor's fuse keys are kept, so that data sealed in one run can be unsealed in the next. The
+/// machine makes the directory, and does without if it cannot.
+fn state_dir() -> Option<PathBuf> {
+    if usgx_sys::probe::effective_user() == 0 {
+        return Some("/var/lib/usgx".into());
+    }
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    Some(absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?.join("usgx"))
+}
+
+/// A machine in this process, serving one run.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    machine: Arc<Machine>,
+    /// Hangs up when the machine has nobody left to serve.
+    busy: Option<OwnedFd>,
+}
+
+impl Engine {
+    /// Starts a machine that serves the processes behind `door`.
+    ///
+    /// # Errors
+    ///
+    /// Why the machine cannot be.
+    pub(crate) fn start(config: Config, door: OwnedFd) -> Result<Self> {
+        let machine = Arc::new(build(config)?);
+        machine.serve_door(door)?;
+        let (busy, held) = attendant::seqpacket_pair()?;
+        let waiting = Arc::clone(&machine);
+        std::thread::Builder::new().name("idle".into()).spawn(move || {
+            waiting.run_until_idle();
+            drop(waiting);
+            drop(held);
+        })?;
+        Ok(Self { machine, busy: Some(busy) })
+    }
+
+    /// Tells whether there is still somebody to serve.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.is_some()
+    }
+
+    /// A descriptor that becomes readable when there is nobody left.
+    pub(crate) fn busy_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.busy.as_ref().map(|fd| fd.as_fd())
+    }
+
+    /// Notes that there is nobody left, which [`Self::busy_descriptor`] has told.
+    pub(crate) fn rest(&mut self) {
+        self.busy = None;
+    }
+
+    /// The numbers so far.
+    pub(crate) fn statistics(&self) -> Statistics {
+        Statistics(self.machine.stats())
+    }
+}
+
+/// Connects to the machine behind a socket.
+///
+/// # Errors
+///
+/// What to do if there is none.
+pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
+    client::open_door(path).with_context(|| {
+        let path = path.display();
+        format!("start one with 'usgx machine start --socket {path}', or leave --machine out to get one for this run")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_sizes_are_refused_with_the_possible_ones() {
+        let refusal = |bytes| {
+            let config = Config { epc: Some(Size(bytes)), cpu: None, swap: None };
+            config.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(refusal(64 << 20), Ok(()));
+        assert!(refusal(4096).expect_err("too small").contains("256 KiB"));
+        assert!(refusal(1 << 50).expect_err("too large").contains("4 TiB"));
+        assert!(refusal((1 << 20) + 1).expect_err("uneven").contains("4 KiB"));
+    }
+}

@@ -1,0 +1,160 @@
+//! `usgx machine`: a machine that several programs share, behind a socket.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use usgx_machine::client::{self, Request, Response};
+use usgx_machine::{Machine, MachineError, StatsSnapshot};
+use usgx_sys::attendant::{self, Inherited, Role};
+use usgx_sys::probe;
+
+use crate::engine::{self, Config};
+use crate::size::Size;
+use crate::statistics::{Statistics, grouped};
+
+/// The socket's permissions: for its user, or for everybody.
+const PRIVATE: u32 = 0o600;
+const SHARED: u32 = 0o666;
+const PAGE_SIZE: u64 = 4096;
+
+/// The socket that is meant when none is named.
+///
+/// # Errors
+///
+/// If there is no directory that it could be in.
+pub(crate) fn default_socket() -> Result<PathBuf> {
+    if probe::effective_user() == 0 {
+        return Ok("/run/usgx.sock".into());
+    }
+    let directory = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let directory = directory.context("XDG_RUNTIME_DIR is not set; say where the socket is with --socket PATH")?;
+    Ok(directory.join("usgx.sock"))
+}
+
+/// Starts a machine.
+///
+/// # Errors
+///
+/// Why it cannot be.
+pub(crate) fn start(
+    config: Config,
+    socket: &Path,
+    shared: bool,
+    foreground: bool,
+    inherited: Inherited,
+) -> Result<ExitCode> {
+    config.check()?;
+    // The machine leaves this directory.
+    let socket = std::path::absolute(socket).context("the path of the socket")?;
+    let mode = if shared { SHARED } else { PRIVATE };
+    if foreground {
+        let machine = open(config, &socket, mode)?;
+        eprintln!("usgx: the machine is at {}; Ctrl-C ends it", socket.display());
+        machine.run_until_stopped();
+        return Ok(ExitCode::SUCCESS);
+    }
+    let swap = config.swap.as_deref().map(std::path::absolute).transpose().context("the path of --swap")?;
+    let config = Config { swap, ..config };
+    let (mut line, mut machine_line) = UnixStream::pair()?;
+    if let Role::Companion = attendant::fork_detached().context("starting the machine")? {
+        drop(line);
+        let opened = attendant::settle(inherited, crate::is_verbose());
+        attendant::name_thread(c"usgx-machine");
+        return match opened.map_err(anyhow::Error::from).and_then(|()| open(config, &socket, mode)) {
+            Ok(machine) => {
+                machine_line.write_all(READY.as_bytes())?;
+                drop(machine_line);
+                machine.run_until_stopped();
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(error) => {
+                // Whoever started it is told by its other process.
+                let _ = machine_line.write_all(format!("{error:#}").as_bytes());
+                Ok(ExitCode::FAILURE)
+            }
+        };
+    }
+    drop(machine_line);
+    let mut answer = String::new();
+    line.read_to_string(&mut answer).context("the machine has died")?;
+    ensure!(!answer.is_empty(), "the machine has died at its start");
+    ensure!(answer == READY, "{answer}");
+    println!("The machine is at {0}. Use it with: usgx run --machine {0} -- PROGRAM", socket.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The word by which a machine says that it can be used.
+const READY: &str = "ready";
+
+fn open(config: Config, socket: &Path, mode: u32) -> Result<Machine> {
+    let machine = engine::build(config)?;
+    machine.listen(socket, mode).map_err(|error| match &error {
+        MachineError::Listen { source, .. } if *source == usgx_sys::Errno::ADDRINUSE => {
+            anyhow::anyhow!("a machine is at {} already; 'usgx machine status' shows it", socket.display())
+        }
+        _ => error.into(),
+    })?;
+    Ok(machine)
+}
+
+fn ask(socket: &Path, request: Request) -> Result<Response> {
+    client::control(socket, request).context("is it started? try: usgx machine start")
+}
+
+/// Stops a machine.
+///
+/// # Errors
+///
+/// If none answers, or it does not stop for this user.
+pub(crate) fn stop(socket: &Path) -> Result<ExitCode> {
+    match ask(socket, Request::Stop)? {
+        Response::Stopping => Ok(ExitCode::SUCCESS),
+        Response::Refused { reason } => bail!("the machine does not stop: {reason}"),
+        Response::Status { .. } => bail!("the machine at {} answers something else", socket.display()),
+    }
+}
+
+/// Shows a machine.
+///
+/// # Errors
+///
+/// If none answers.
+pub(crate) fn status(socket: &Path, json: bool) -> Result<ExitCode> {
+    let stats = match ask(socket, Request::Status)? {
+        Response::Status { stats } => *stats,
+        Response::Refused { reason } => bail!("the machine does not tell: {reason}"),
+        Response::Stopping => bail!("the machine at {} answers something else", socket.display()),
+    };
+    if json {
+        println!("{}", Statistics(stats).json());
+    } else {
+        print!("{}", describe(stats));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(stats: StatsSnapshot) -> String {
+    let clients = stats.clients.clone();
+    let (up, enclaves) = (stats.uptime_seconds, stats.enclaves);
+    let statistics = Statistics(stats);
+    let used = Size(statistics.epc_used_bytes());
+    let mut text = format!("up {up} s, {enclaves} enclaves, {used} of EPC in use\n{}", statistics.table());
+    if !clients.is_empty() {
+        text.push_str("\n     PID      USER  ENCLAVES       IN EPC      EVICTED       FAULTS\n");
+    }
+    for client in clients {
+        text.push_str(&format!(
+            "{:>8}  {:>8}  {:>8} {:>12} {:>12} {:>12}\n",
+            client.pid,
+            client.uid,
+            client.enclaves,
+            Size(client.resident_pages * PAGE_SIZE).to_string(),
+            Size(client.evicted_pages * PAGE_SIZE).to_string(),
+            grouped(client.epc_faults),
+        ));
+    }
+    text
+}
