@@ -51,7 +51,10 @@ fn main() {
 fn build(runtime: &Path, target_dir: &Path) {
     let run = |offline: bool| {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(runtime).args(["build", "--release", "--target", TARGET, "--target-dir"]).arg(target_dir);
+        cargo
+            .current_dir(runtime)
+            .args(["build", "--release", "--target", TARGET, "--target-dir"])
+            .arg(target_dir);
         if offline {
             cargo.arg("--offline");
         }

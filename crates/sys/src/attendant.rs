@@ -400,7 +400,8 @@ mod tests {
         assert_eq!(&buffer[..letter.length], b"hello");
         assert_eq!(letter.sender, i32::try_from(std::process::id()).ok());
         drop(theirs);
-        let end = receive_letter(ours.as_fd(), &mut buffer).expect("a hang-up is no error").expect("it is told");
+        let end =
+            receive_letter(ours.as_fd(), &mut buffer).expect("a hang-up is no error").expect("it is told");
         assert_eq!(end.length, 0);
     }
 

@@ -109,8 +109,7 @@ pub fn detach(tid: Tid, signal: i32) -> io::Result<()> {
 /// Any errno of the request.
 pub fn registers(tid: Tid) -> io::Result<Option<Registers>> {
     let mut registers = MaybeUninit::<Registers>::zeroed();
-    let mut vector =
-        libc::iovec { iov_base: registers.as_mut_ptr().cast(), iov_len: size_of::<Registers>() };
+    let mut vector = libc::iovec { iov_base: registers.as_mut_ptr().cast(), iov_len: size_of::<Registers>() };
     // SAFETY: The kernel writes at most `iov_len` bytes to `iov_base`, which is the whole of `registers`, and
     // the length that it wrote to `vector`. Both live until the call returns.
     check(unsafe {

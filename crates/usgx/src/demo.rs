@@ -46,7 +46,7 @@ pub(crate) fn show() -> Result<ExitCode> {
             News::Program(line) => view.program(&line),
             News::Machine(line) => {
                 if let Some(statistics) = Statistics::from_json(&line) {
-                    view.statistics = statistics;
+                    view.machine(statistics);
                 }
             }
         }
@@ -126,6 +126,8 @@ struct View {
     done: u64,
     total: u64,
     statistics: Statistics,
+    /// EPC in use, while the enclave was there.
+    used: u64,
     outcome: Option<Outcome>,
 }
 
@@ -138,6 +140,7 @@ impl View {
             done: 0,
             total: 0,
             statistics: Statistics::default(),
+            used: 0,
             outcome: None,
         }
     }
@@ -155,8 +158,19 @@ impl View {
         }
     }
 
+    /// Takes the machine's numbers.
+    fn machine(&mut self, statistics: Statistics) {
+        if statistics.0.enclaves > 0 {
+            self.used = statistics.epc_used_bytes();
+        }
+        self.statistics = statistics;
+    }
+
     fn refresh(&mut self) {
-        if self.terminal && !self.phase.is_empty() && self.shown.is_none_or(|shown| shown.elapsed() >= REFRESH) {
+        if self.terminal
+            && !self.phase.is_empty()
+            && self.shown.is_none_or(|shown| shown.elapsed() >= REFRESH)
+        {
             print!("\r{self}\x1b[K");
             let _ = io::stdout().flush();
             self.shown = Some(Instant::now());
@@ -166,7 +180,11 @@ impl View {
     /// Leaves the last line of a phase standing.
     fn end_of_phase(&mut self) {
         if !self.phase.is_empty() {
-            println!("{}{self}{}", if self.terminal { "\r" } else { "" }, if self.terminal { "\x1b[K" } else { "" });
+            println!(
+                "{}{self}{}",
+                if self.terminal { "\r" } else { "" },
+                if self.terminal { "\x1b[K" } else { "" }
+            );
             self.shown = None;
         }
     }
@@ -185,7 +203,7 @@ impl fmt::Display for View {
             self.phase,
             grouped(self.done),
             grouped(self.total),
-            Size(self.statistics.epc_used_bytes()).to_string(),
+            Size(self.used).to_string(),
             Size(self.statistics.epc_bytes().0),
             grouped(self.statistics.0.evictions),
             grouped(self.statistics.0.loads),
@@ -213,7 +231,8 @@ fn parse_outcome(line: &str) -> Option<Outcome> {
 /// Whatever the enclave does not do.
 pub(crate) fn program() -> Result<ExitCode> {
     let enclave = Enclave::load()?;
-    let outcome = work(&enclave, &mut |Progress { phase, done, total }| println!("progress {done} {total} {phase}"))?;
+    let outcome =
+        work(&enclave, &mut |Progress { phase, done, total }| println!("progress {done} {total} {phase}"))?;
     println!("outcome {} {}", outcome.checked, outcome.wrong);
     Ok(ExitCode::from(u8::from(outcome.wrong != 0)))
 }

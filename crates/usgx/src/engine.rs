@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use usgx_machine::{Machine, MachineConfig, client};
 use usgx_sys::attendant;
 
@@ -41,7 +41,7 @@ impl Config {
         let epc = self.epc.unwrap_or(LEAST_EPC);
         ensure!(epc >= LEAST_EPC, "--epc: {epc} is too small; the smallest EPC is {LEAST_EPC}");
         ensure!(epc <= MOST_EPC, "--epc: {epc} is too large; the largest EPC is {MOST_EPC}");
-        ensure!(epc.0 % PAGE_SIZE == 0, "--epc: {} bytes are not a number of 4 KiB pages", epc.0);
+        ensure!(epc.0.is_multiple_of(PAGE_SIZE), "--epc: {} bytes are not a number of 4 KiB pages", epc.0);
         if let Some(directory) = &self.swap {
             ensure!(directory.is_dir(), "--swap: {} is not a directory", directory.display());
         }
@@ -62,7 +62,8 @@ pub(crate) fn build(config: Config) -> Result<Machine> {
     if let Some(profile) = config.cpu {
         machine.profile = profile;
     }
-    Ok(Machine::new(machine)?)
+    // The message says what the system has said; the chain behind it would say it again.
+    Machine::new(machine).map_err(|error| anyhow!("{error}"))
 }
 
 /// Where the processor's fuse keys are kept, so that data sealed in one run can be unsealed in the next. The
@@ -129,9 +130,9 @@ impl Engine {
 ///
 /// What to do if there is none.
 pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
-    client::open_door(path).with_context(|| {
+    client::open_door(path).map_err(|error| {
         let path = path.display();
-        format!("start one with 'usgx machine start --socket {path}', or leave --machine out to get one for this run")
+        anyhow!("{error}; start one with 'usgx machine start --socket {path}', or leave --machine out")
     })
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use usgx_machine::client::{self, Request, Response};
 use usgx_machine::{Machine, MachineError, StatsSnapshot};
 use usgx_sys::attendant::{self, Inherited, Role};
@@ -30,7 +30,8 @@ pub(crate) fn default_socket() -> Result<PathBuf> {
         return Ok("/run/usgx.sock".into());
     }
     let directory = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let directory = directory.context("XDG_RUNTIME_DIR is not set; say where the socket is with --socket PATH")?;
+    let directory =
+        directory.context("XDG_RUNTIME_DIR is not set; say where the socket is with --socket PATH")?;
     Ok(directory.join("usgx.sock"))
 }
 
@@ -93,15 +94,15 @@ fn open(config: Config, socket: &Path, mode: u32) -> Result<Machine> {
     let machine = engine::build(config)?;
     machine.listen(socket, mode).map_err(|error| match &error {
         MachineError::Listen { source, .. } if *source == usgx_sys::Errno::ADDRINUSE => {
-            anyhow::anyhow!("a machine is at {} already; 'usgx machine status' shows it", socket.display())
+            anyhow!("a machine is at {} already; 'usgx machine status' shows it", socket.display())
         }
-        _ => error.into(),
+        _ => anyhow!("{error}"),
     })?;
     Ok(machine)
 }
 
 fn ask(socket: &Path, request: Request) -> Result<Response> {
-    client::control(socket, request).context("is it started? try: usgx machine start")
+    client::control(socket, request).map_err(|error| anyhow!("{error}; 'usgx machine start' starts one"))
 }
 
 /// Stops a machine.

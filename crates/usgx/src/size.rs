@@ -18,9 +18,11 @@ impl FromStr for Size {
         let bare = upper.strip_suffix("IB").or(upper.strip_suffix('B')).unwrap_or(&upper);
         let unit = UNITS.iter().find_map(|&(letter, shift)| Some((bare.strip_suffix(letter)?, shift)));
         let (digits, shift) = unit.unwrap_or((bare, 0));
-        let wrong = || format!("'{text}' is not a size; write bytes (67108864) or a number with K, M, G or T (64M)");
+        let wrong =
+            || format!("'{text}' is not a size; write bytes (67108864) or a number with K, M, G or T (64M)");
         let count: u64 = digits.trim().parse().map_err(|_| wrong())?;
-        let bytes = count.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is more than a computer has"))?;
+        let bytes =
+            count.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is more than a computer has"))?;
         Ok(Self(bytes))
     }
 }
@@ -30,7 +32,7 @@ impl fmt::Display for Size {
         for (letter, shift) in UNITS {
             let unit = 1u64 << shift;
             if self.0 >= unit {
-                return if self.0 % unit == 0 {
+                return if self.0.is_multiple_of(unit) {
                     write!(out, "{} {letter}iB", self.0 / unit)
                 } else {
                     write!(out, "{:.1} {letter}iB", self.0 as f64 / unit as f64)
@@ -47,9 +49,14 @@ mod tests {
 
     #[test]
     fn sizes_are_read_with_and_without_units() {
-        for (text, bytes) in
-            [("4096", 4096), ("64M", 64 << 20), ("64MiB", 64 << 20), ("1g", 1 << 30), (" 8 k ", 8192), ("1T", 1 << 40)]
-        {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("64M", 64 << 20),
+            ("64MiB", 64 << 20),
+            ("1g", 1 << 30),
+            (" 8 k ", 8192),
+            ("1T", 1 << 40),
+        ] {
             assert_eq!(text.parse::<Size>().map(|size| size.0), Ok(bytes), "{text}");
         }
     }

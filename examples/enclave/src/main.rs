@@ -15,8 +15,8 @@ mod leaf;
 mod memory;
 mod outside;
 
-use leaf::{Block512, ReportData};
 use layout::HEAP_SIZE;
+use leaf::{Block512, ReportData};
 
 /// The operations; the numbers are known to the program around.
 mod op {
@@ -154,7 +154,8 @@ fn set(word: usize, value: u64) {
 /// FNV-1a: enough to tell two keys apart. The key itself must not leave the enclave; a real one would not
 /// tell even this much.
 fn fingerprint(key: &[u8]) -> u64 {
-    key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    key.iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// There is nobody to tell: the thread stops, and the program around it sees an exception.

@@ -112,7 +112,8 @@ fn check_relocations(header: &FileHeader64<Endianness>, endian: Endianness, file
         header.program_headers(endian, file).expect("read before").iter().any(|segment| {
             segment.p_type(endian) == elf::PT_LOAD
                 && segment.p_flags(endian) & elf::PF_W != 0
-                && (segment.p_vaddr(endian)..segment.p_vaddr(endian) + segment.p_memsz(endian)).contains(&address)
+                && (segment.p_vaddr(endian)..segment.p_vaddr(endian) + segment.p_memsz(endian))
+                    .contains(&address)
         })
     };
     for section in header.sections(endian, file).expect("the linker writes section headers").iter() {

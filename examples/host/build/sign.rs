@@ -28,8 +28,12 @@ impl Key {
     /// Reads the key file: two numbers in hexadecimal, each under its name.
     pub(crate) fn parse(text: &str) -> Self {
         let number = |name: &str| {
-            let digits: String =
-                text.lines().skip_while(|line| *line != name).skip(1).take_while(|line| !line.is_empty()).collect();
+            let digits: String = text
+                .lines()
+                .skip_while(|line| *line != name)
+                .skip(1)
+                .take_while(|line| !line.is_empty())
+                .collect();
             BigUint::parse_bytes(digits.as_bytes(), 16).expect("the key file holds hexadecimal numbers")
         };
         Self { modulus: number("modulus"), exponent: number("private exponent") }

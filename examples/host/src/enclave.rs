@@ -104,7 +104,8 @@ impl Enclave {
             _ => Error::Load("opening /dev/sgx_enclave", error),
         })?;
         // An enclave's base is a multiple of its size.
-        let range = Range::reserve(2 * layout::SIZE).map_err(|error| Error::Load("reserving addresses", error))?;
+        let range =
+            Range::reserve(2 * layout::SIZE).map_err(|error| Error::Load("reserving addresses", error))?;
         let base = range.aligned(layout::SIZE);
         device.create(&secs(base as u64)).map_err(|error| Error::Load("ECREATE", error))?;
         let contents = Aligned::copy(CONTENTS);
@@ -126,7 +127,8 @@ impl Enclave {
                 .map_enclave(&device, base + region.offset, region.length, protection(region.flags))
                 .map_err(|error| Error::Load("mapping the enclave", error))?;
         }
-        let tcs = (0..layout::NR_THREADS).map(|thread| base + layout::THREADS + thread * layout::THREAD_STRIDE);
+        let tcs =
+            (0..layout::NR_THREADS).map(|thread| base + layout::THREADS + thread * layout::THREAD_STRIDE);
         Ok(Self { base, enter, free: Mutex::new(tcs.collect()), _device: device, _range: range })
     }
 

@@ -45,7 +45,12 @@ fn with_remedy(finding: Finding, remedy: impl Into<String>) -> Finding {
 fn nesting() -> Finding {
     let what = "surroundings";
     if vdso::own_address() == place::VDSO_BASE {
-        finding(what, Verdict::Lacking, "inside of a usgx run", "Programs see the SGX of that run; runs do not nest.")
+        finding(
+            what,
+            Verdict::Lacking,
+            "inside of a usgx run",
+            "Programs see the SGX of that run; runs do not nest.",
+        )
     } else {
         finding(what, Verdict::Good, kernel(), "Linux on x86-64.")
     }
@@ -62,11 +67,15 @@ fn tracing() -> Finding {
     let yama = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok();
     let yama = yama.as_deref().map(str::trim);
     match try_tracing() {
-        Ok(()) => finding(what, Verdict::Good, format!("works (Yama scope: {})", yama.unwrap_or("none")), MEANS),
+        Ok(()) => {
+            finding(what, Verdict::Good, format!("works (Yama scope: {})", yama.unwrap_or("none")), MEANS)
+        }
         Err(error) => {
             let remedy = match yama {
                 Some("2") => "sysctl kernel.yama.ptrace_scope=1, or run as root",
-                Some("3") => "reboot with kernel.yama.ptrace_scope below 3, which cannot be undone while running",
+                Some("3") => {
+                    "reboot with kernel.yama.ptrace_scope below 3, which cannot be undone while running"
+                }
                 _ => "inside a container, start it with ptrace allowed (docker run --cap-add SYS_PTRACE)",
             };
             with_remedy(finding(what, Verdict::Fatal, format!("refused ({error})"), MEANS), remedy)
@@ -98,7 +107,8 @@ fn seccomp() -> Finding {
 }
 
 fn userfaultfd() -> Finding {
-    const MEANS: &str = "Enclave pages come and go by userfaultfd, with write protection and faults as signals.";
+    const MEANS: &str =
+        "Enclave pages come and go by userfaultfd, with write protection and faults as signals.";
     let what = "userfaultfd";
     match probe::userfaultfd_features() {
         Ok(features) => {
@@ -108,7 +118,12 @@ fn userfaultfd() -> Finding {
                 .map(|(_, name)| *name)
                 .collect();
             if missing.is_empty() {
-                return finding(what, Verdict::Good, "user-mode faults, write protection of shared memory", MEANS);
+                return finding(
+                    what,
+                    Verdict::Good,
+                    "user-mode faults, write protection of shared memory",
+                    MEANS,
+                );
             }
             let found = format!("lacks {}", missing.join(", "));
             with_remedy(finding(what, Verdict::Fatal, found, MEANS), "Linux 5.19 or newer")
@@ -138,7 +153,9 @@ fn cpuid() -> Finding {
     const MEANS: &str = "Without it the runtime patches the CPUID instructions of programs that it comes across; \
         a program whose code cannot be patched sees the processor as it is, without SGX.";
     match probe::cpuid_faulting() {
-        Ok(()) => finding("CPUID faulting", Verdict::Good, "available: programs are shown SGX by CPUID", MEANS),
+        Ok(()) => {
+            finding("CPUID faulting", Verdict::Good, "available: programs are shown SGX by CPUID", MEANS)
+        }
         Err(_) => with_remedy(
             finding("CPUID faulting", Verdict::Lacking, "not offered by this processor or hypervisor", MEANS),
             "an Intel processor since 2012 or AMD since Zen 4, without a hypervisor that hides it",
@@ -201,7 +218,11 @@ fn namespaces() -> Finding {
 
 fn real_sgx() -> Finding {
     let there = fs::exists("/dev/sgx_enclave").unwrap_or(false);
-    let found = if there { "this machine has it; under usgx run programs see usgx's instead" } else { "none, and none needed" };
+    let found = if there {
+        "this machine has it; under usgx run programs see usgx's instead"
+    } else {
+        "none, and none needed"
+    };
     finding("hardware SGX", Verdict::Good, found, "usgx does not use it.")
 }
 

@@ -109,7 +109,9 @@ mod tests {
             remedy: Some("ask for it".into()),
         };
         let text = describe(&Diagnosis { can_run: false, findings: vec![finding] });
-        for expected in ["FAIL  seccomp: forbidden", "cannot be intercepted", "To get it: ask for it", "cannot run"] {
+        for expected in
+            ["FAIL  seccomp: forbidden", "cannot be intercepted", "To get it: ask for it", "cannot run"]
+        {
             assert!(text.contains(expected), "{text}");
         }
     }

@@ -195,7 +195,8 @@ mod tests {
             fd_count: 9,
             reserved: 10,
         });
-        let at = |offset: usize| u32::from_le_bytes(bytes[offset..offset + 4].try_into().expect("four bytes"));
+        let at =
+            |offset: usize| u32::from_le_bytes(bytes[offset..offset + 4].try_into().expect("four bytes"));
         assert_eq!(bytes[..8], *b"usgxboot");
         assert_eq!(at(offset_of!(boot::Boot, version)), 1);
         assert_eq!(at(offset_of!(boot::Boot, flags)), 2);

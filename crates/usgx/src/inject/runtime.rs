@@ -1,9 +1,9 @@
 //! The runtime's ELF file, which this executable carries: what of it goes where.
 
 use anyhow::{Context as _, Result, ensure};
+use object::Endianness;
 use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader as _, ProgramHeader as _, Sym as _};
-use object::Endianness;
 use usgx_wire::{boot, place};
 
 use super::remote;
@@ -76,7 +76,10 @@ impl Runtime {
             let protection = protection(program_header.p_flags(endian));
             segments.push(Segment { address, bytes, mapped_size, protection });
         }
-        ensure!(end <= place::RUNTIME_BASE + place::IMAGE_SIZE, "it is larger than the range reserved for it");
+        ensure!(
+            end <= place::RUNTIME_BASE + place::IMAGE_SIZE,
+            "it is larger than the range reserved for it"
+        );
         ensure!(!segments.is_empty(), "it has no segments");
         let symbols = header.sections(endian, file)?.symbols(endian, file, elf::SHT_SYMTAB)?;
         let find = |name: &[u8]| {

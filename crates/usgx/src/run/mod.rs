@@ -54,7 +54,9 @@ pub(crate) enum Machine {
 /// Everything that is wrong before the program exists.
 pub(crate) fn run(request: Request, mut inherited: Inherited) -> Result<ExitCode> {
     if usgx_sys::vdso::own_address() == place::VDSO_BASE {
-        bail!("this is already inside of a run: start the program directly, it sees the SGX of the run around it");
+        bail!(
+            "this is already inside of a run: start the program directly, it sees the SGX of the run around it"
+        );
     }
     let program = match Program::find(&request.command) {
         Ok(program) => program,
@@ -91,7 +93,8 @@ pub(crate) fn run(request: Request, mut inherited: Inherited) -> Result<ExitCode
             fd_count: reserved::COUNT,
             flags: if keep_stderr || json.is_some() { boot::flags::ANNOUNCE_EXIT } else { 0 },
         };
-        let duties = Duties { first, socket: attendant_socket, machine, run, table: request.table, json, feed };
+        let duties =
+            Duties { first, socket: attendant_socket, machine, run, table: request.table, json, feed };
         return companion(duties, attendant_line, inherited, keep_stderr);
     }
     drop((attendant_socket, attendant_line, machine, json, feed));

@@ -49,16 +49,24 @@ fn kind(head: &[u8]) -> Kind {
     if let Some(line) = head.strip_prefix(b"#!") {
         let line = line.split(|&byte| byte == b'\n').next().unwrap_or_default();
         let interpreter = line.split(|byte| b" \t".contains(byte)).find(|word| !word.is_empty());
-        return interpreter.map_or(Kind::Unknown, |path| Kind::Script(PathBuf::from(OsStr::from_bytes(path))));
+        return interpreter
+            .map_or(Kind::Unknown, |path| Kind::Script(PathBuf::from(OsStr::from_bytes(path))));
     }
     if !head.starts_with(b"\x7fELF") || head.len() < 20 {
         return Kind::Unknown;
     }
     // e_ident[EI_CLASS], e_ident[EI_DATA], e_type, e_machine.
-    match (head[4], head[5], u16::from_le_bytes([head[16], head[17]]), u16::from_le_bytes([head[18], head[19]])) {
+    match (
+        head[4],
+        head[5],
+        u16::from_le_bytes([head[16], head[17]]),
+        u16::from_le_bytes([head[18], head[19]]),
+    ) {
         (2, 1, 2 | 3, 62) => Kind::Native,
         (2, 1, _, 62) => Kind::Foreign("an object file or core dump, not a program"),
-        (1, 1, _, 3) => Kind::Foreign("a 32-bit x86 program; SGX enclaves of 64-bit programs only are supported"),
+        (1, 1, _, 3) => {
+            Kind::Foreign("a 32-bit x86 program; SGX enclaves of 64-bit programs only are supported")
+        }
         (1, 1, _, 62) => Kind::Foreign("an x32 program, which usgx does not support"),
         (_, 1, _, 183) => Kind::Foreign("a program for AArch64; SGX is a feature of x86-64"),
         _ => Kind::Foreign("a program for another kind of processor; SGX is a feature of x86-64"),
@@ -148,7 +156,8 @@ impl Program {
         check(&file, 0)?;
         let arguments = command.iter().map(|argument| CString::new(argument.clone().into_vec()));
         let arguments = arguments.collect::<Result<_, _>>();
-        let arguments = arguments.map_err(|_| unrunnable(NOT_EXECUTABLE, "an argument holds a zero byte".into()))?;
+        let arguments =
+            arguments.map_err(|_| unrunnable(NOT_EXECUTABLE, "an argument holds a zero byte".into()))?;
         Ok(Self { file, arguments })
     }
 }

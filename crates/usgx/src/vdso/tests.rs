@@ -24,7 +24,12 @@ fn segments(image: &[u8]) -> Vec<(usize, usize)> {
 fn dynamic(image: &[u8], tag: usize) -> usize {
     let start = segments(image).into_iter().find(|segment| segment.0 == 2).expect("PT_DYNAMIC").1;
     let mut entries = (start..).step_by(16).map(|at| (word(image, at, 8), word(image, at + 8, 8)));
-    entries.by_ref().take_while(|entry| entry.0 != 0).find(|entry| entry.0 == tag).expect("the tag is there").1
+    entries
+        .by_ref()
+        .take_while(|entry| entry.0 != 0)
+        .find(|entry| entry.0 == tag)
+        .expect("the tag is there")
+        .1
 }
 
 /// A symbol's (name, value).
@@ -106,7 +111,8 @@ fn destination(image: &[u8], function: usize) -> usize {
 }
 
 fn sample() -> Template {
-    let export = |name: &[u8], weak, offset| Export { name: name.to_vec(), weak, target: Target::Kernel(offset) };
+    let export =
+        |name: &[u8], weak, offset| Export { name: name.to_vec(), weak, target: Target::Kernel(offset) };
     let exports = vec![
         export(b"__vdso_clock_gettime", false, 0x800),
         export(b"clock_gettime", true, 0x800),
@@ -144,8 +150,14 @@ fn every_symbol_has_the_kernels_version() {
     let first = definitions;
     let second = first + word(&image, first + 16, 4);
     let name = |at: usize| text(&image, strings + word(&image, at + word(&image, at + 12, 4), 4));
-    assert_eq!((word(&image, first + 2, 2), word(&image, first + 4, 2), name(first)), (1, 1, &b"linux-vdso.so.1"[..]));
-    assert_eq!((word(&image, second + 2, 2), word(&image, second + 4, 2), name(second)), (0, 2, &b"LINUX_2.6"[..]));
+    assert_eq!(
+        (word(&image, first + 2, 2), word(&image, first + 4, 2), name(first)),
+        (1, 1, &b"linux-vdso.so.1"[..])
+    );
+    assert_eq!(
+        (word(&image, second + 2, 2), word(&image, second + 4, 2), name(second)),
+        (0, 2, &b"LINUX_2.6"[..])
+    );
     // The hash by which the C library asks for this version.
     assert_eq!(word(&image, second + 8, 4), 0x03ae_75f6);
     assert_eq!(text(&image, strings + dynamic(&image, 14)), b"linux-vdso.so.1");

@@ -295,9 +295,8 @@ const UNWIND_HEADER_SIZE: usize = 20;
 const UNWIND_SIZE: usize = 52;
 /// A CIE with augmentation "zR": code in units of 1, data of -8, return address in column 16, 4-byte
 /// pc-relative addresses; the frame is at RSP + 8, the return address just below it.
-const CIE: [u8; 24] = [
-    0x14, 0, 0, 0, 0, 0, 0, 0, 1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x1b, 0x0c, 7, 8, 0x90, 1, 0, 0,
-];
+const CIE: [u8; 24] =
+    [0x14, 0, 0, 0, 0, 0, 0, 0, 1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x1b, 0x0c, 7, 8, 0x90, 1, 0, 0];
 /// Length of an FDE after its length field, and the distance from its second field back to the CIE.
 const FDE_HEAD: [u8; 8] = [0x14, 0, 0, 0, 0x1c, 0, 0, 0];
 
@@ -338,7 +337,14 @@ fn write_section_headers(writer: &mut Writer<'_>, sections: &Sections, layout: &
     let text_size = layout.table + (layout.table - layout.text) / STUB_SIZE * 8 - layout.text;
     for (name, sh_type, flags, start, size, align) in [
         (sections.notes, elf::SHT_NOTE, elf::SHF_ALLOC, layout.notes, notes, 4),
-        (sections.unwind_header, elf::SHT_PROGBITS, elf::SHF_ALLOC, layout.unwind_header, UNWIND_HEADER_SIZE, 4),
+        (
+            sections.unwind_header,
+            elf::SHT_PROGBITS,
+            elf::SHF_ALLOC,
+            layout.unwind_header,
+            UNWIND_HEADER_SIZE,
+            4,
+        ),
         (sections.unwind, elf::SHT_PROGBITS, elf::SHF_ALLOC, layout.unwind, UNWIND_SIZE, 8),
         (sections.text_name, elf::SHT_PROGBITS, code, layout.text, text_size, 16),
     ] {
