@@ -187,6 +187,10 @@ fn map_region(region: i32, welcome: &Welcome) -> Result<(), i64> {
     if result < 0 {
         return Err(-result);
     }
+    // Its size would swamp a core dump.
+    const MADV_DONTDUMP: u64 = 16;
+    // SAFETY: an attribute of the mapping.
+    unsafe { sys!(nr::MADVISE, REGION_BASE, REGION_SIZE, MADV_DONTDUMP) };
     if header().magic != process::MAGIC || header().version != usgx_wire::VERSION {
         return Err(errno::EINVAL);
     }
