@@ -94,7 +94,7 @@ impl Step {
     fn run(self, workspace: &Workspace) -> Result<Tally> {
         match self {
             Step::Fmt => for_every_manifest(workspace, |cargo| {
-                cargo.args(["fmt", "--all", "--check"]);
+                cargo.args(["fmt", "--check"]);
             }),
             Step::Clippy => for_every_manifest(workspace, |cargo| {
                 cargo.args(["clippy", "--all-targets", "--", "--deny=warnings"]);

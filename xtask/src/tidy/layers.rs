@@ -27,6 +27,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
             "usgx-sys",
             "usgx-machine",
             "usgx-lab",
+            "usgx-example-host", // the program of `usgx demo`
         ],
     ),
     ("usgx-testkit", &["usgx-isa", "usgx-epc", "usgx-driver", "usgx-cpu"]),

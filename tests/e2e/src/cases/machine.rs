@@ -89,14 +89,17 @@ struct Machine {
 }
 
 impl Machine {
-    /// `usgx machine start`, in a directory of this test's own.
+    /// `usgx machine start`, in a directory of this test's own, open to all users.
     fn start(stage: &Stage, user: User, test: &str, options: &[&str]) -> Result<Self> {
         let directory = stage.path(&format!("machine-{test}"));
         fs::create_dir(&directory)?;
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
         let socket = directory.join("socket");
         let mut command = stage.command(user, stage.usgx());
-        command.args(["machine", "start", "--epc", EPC, "--socket"]).arg(&socket).args(options);
+        command
+            .args(["machine", "start", "--foreground", "--shared", "--epc", EPC, "--socket"])
+            .arg(&socket)
+            .args(options);
         let process = Process::start(&mut command)?;
         let deadline = Instant::now() + SHORT;
         while !socket.exists() {
@@ -106,8 +109,6 @@ impl Machine {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        // Whose programs may come in is the operator's choice; here everybody's.
-        fs::set_permissions(&socket, fs::Permissions::from_mode(0o666))?;
         Ok(Self { process, socket })
     }
 
