@@ -89,18 +89,9 @@ pub fn fork_detached() -> io::Result<Role> {
     }
 }
 
-/// Signals that a companion survives: it ends when its work does, not when a terminal or an init says so.
-const IGNORED: [i32; 9] = [
-    libc::SIGHUP,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGTERM,
-    libc::SIGPIPE,
-    libc::SIGTSTP,
-    libc::SIGTTIN,
-    libc::SIGTTOU,
-    libc::SIGUSR1,
-];
+/// Signals of terminals and pipes, which a companion survives.
+const IGNORED: [i32; 7] =
+    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGPIPE, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
 /// Lets go of all that a companion has inherited: the descriptors in `inherited`, standard input and output,
 /// standard error unless `keep_stderr`, the working directory, and the signals of the terminal.
@@ -149,6 +140,13 @@ pub fn execute(file: &Path, arguments: &[CString]) -> io::Error {
     // `pointers` ends with a null.
     unsafe { libc::execv(file.as_ptr(), pointers.as_ptr()) };
     io::Error::last_os_error()
+}
+
+/// Ignores `SIGTERM`, for a process that must outlive others that are sent it at the same time: an init that
+/// ends a whole session lets them finish first.
+pub fn outlast_termination() {
+    // SAFETY: Setting a disposition to "ignore" installs no code.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
 }
 
 /// Gives `SIGPIPE` its default action back, which the Rust start-up code takes away: for a process that is
@@ -220,6 +218,18 @@ impl Bequest {
     pub fn number(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+/// Copies a descriptor of another process, which the caller must be allowed to trace.
+///
+/// # Errors
+///
+/// The errno of `pidfd_open` or `pidfd_getfd`.
+pub fn descriptor_of(pid: i32, number: RawFd) -> io::Result<OwnedFd> {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let pid = Pid::from_raw(pid).ok_or(io::Error::from_raw_os_error(libc::ESRCH))?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(pidfd_getfd(process, number, PidfdGetfdFlags::empty())?)
 }
 
 /// The soft limit on descriptor numbers.

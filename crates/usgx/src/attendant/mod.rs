@@ -62,6 +62,7 @@ impl Attendant {
     /// Whatever keeps the run from starting, worded for its user.
     pub(crate) fn prepare(duties: Duties) -> Result<Self> {
         attendant::name_thread(c"usgx-attendant");
+        attendant::outlast_termination();
         attendant::report_senders(duties.socket.as_fd())?;
         // Before the machine makes threads, so that all of them leave SIGCHLD to this descriptor.
         let notices = ChildNotices::new().context("watching for traced processes")?;

@@ -4,10 +4,11 @@
 //! failed, or its death. Signals on the way are passed on, and stops of job control are left as they are.
 
 use std::collections::HashSet;
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::io::Write as _;
 
 use anyhow::{Result, bail};
+use usgx_sys::attendant;
 use usgx_sys::ptrace::{self, Stop, Tid};
 
 use crate::inject::{Injector, Refusal};
@@ -138,12 +139,13 @@ impl Tracees {
     }
 }
 
-/// Says something on the standard error of another process; if it has none that can be opened, nobody would
-/// have read it either.
+/// Says something on the standard error of another process. The very same open file, so that nothing written
+/// later covers it. Where that is not allowed, the program could not be traced either, and stays mute.
 fn explain(pid: Tid, message: &str) {
-    if let Ok(mut stderr) = OpenOptions::new().append(true).open(format!("/proc/{pid}/fd/2")) {
-        let _ = stderr.write_all(message.as_bytes());
+    if let Ok(stderr) = attendant::descriptor_of(pid, 2) {
+        let _ = File::from(stderr).write_all(message.as_bytes());
     }
+    tracing::error!("{message}");
 }
 
 /// Who traces a process, if anybody.

@@ -64,9 +64,7 @@ fn kind(head: &[u8]) -> Kind {
     ) {
         (2, 1, 2 | 3, 62) => Kind::Native,
         (2, 1, _, 62) => Kind::Foreign("an object file or core dump, not a program"),
-        (1, 1, _, 3) => {
-            Kind::Foreign("a 32-bit x86 program; SGX enclaves of 64-bit programs only are supported")
-        }
+        (1, 1, _, 3) => Kind::Foreign("a 32-bit x86 program; usgx runs 64-bit ones only"),
         (1, 1, _, 62) => Kind::Foreign("an x32 program, which usgx does not support"),
         (_, 1, _, 183) => Kind::Foreign("a program for AArch64; SGX is a feature of x86-64"),
         _ => Kind::Foreign("a program for another kind of processor; SGX is a feature of x86-64"),
@@ -121,10 +119,9 @@ fn check(file: &Path, depth: usize) -> Result<(), Unrunnable> {
         return no_way(format!("{shown} is not executable; try: chmod +x {shown}"));
     }
     let mut head = Vec::with_capacity(HEAD);
-    let read = File::open(file).and_then(|file| file.take(HEAD as u64).read_to_end(&mut head));
-    if read.is_err() {
-        // It may be executable and not readable; the kernel will say what it thinks of it.
-        return Ok(());
+    // The kernel would execute a file that cannot be read, but keep its memory from the attendant.
+    if let Err(error) = File::open(file).and_then(|file| file.take(HEAD as u64).read_to_end(&mut head)) {
+        return no_way(format!("{shown} cannot be read ({error}), as it must be to be run with SGX"));
     }
     match kind(&head) {
         Kind::Native => Ok(()),
