@@ -171,12 +171,15 @@ impl EventLoop {
         Ok(token)
     }
 
+    /// The clients, in the order in which they came.
     fn clients(&self) -> Vec<Arc<Client>> {
         let clients = self.sources.values().filter_map(|source| match source {
             Source::Channel(_, client) => Some(Arc::clone(client)),
             _ => None,
         });
-        clients.collect()
+        let mut clients: Vec<_> = clients.collect();
+        clients.sort_by_key(|client| client.id());
+        clients
     }
 
     fn accept(&mut self, token: u64) {
