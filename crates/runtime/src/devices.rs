@@ -18,14 +18,6 @@ use crate::syscalls::memory;
 use crate::thread::Thread;
 use crate::{filter, link, sys, usercopy};
 
-/// What a descriptor may stand for.
-pub enum Device {
-    /// `/dev/sgx_enclave`, and which one.
-    Enclave(&'static Enclave),
-    /// `/dev/sgx_provision`.
-    Provision,
-}
-
 /// A path that usgx answers for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Node {
@@ -157,48 +149,74 @@ pub fn open(number: u64, args: [u64; 6]) -> Option<i64> {
     }
     let request = Request { op: op::OPEN, reserved: 0, args: [kind, flags & O_ACCMODE, 0, 0] };
     let (answer, [fd, _]) = link::channel_call(request, None, flags & O_CLOEXEC != 0);
-    Some(if answer.status < 0 { answer.status } else { i64::from(fd) })
+    if answer.status < 0 {
+        return Some(answer.status);
+    }
+    note_access(fd, flags & O_ACCMODE);
+    Some(i64::from(fd))
 }
 
-/// What the descriptor stands for, if it is one of ours.
-pub fn of_fd(_thread: &mut Thread, fd: i32) -> Option<Device> {
+const SOL_SOCKET: u64 = 1;
+/// A property of the socket itself, so that it is the same whatever way a descriptor has gone; it means nothing
+/// else on a socket of this kind.
+const SO_PRIORITY: u64 = 12;
+
+/// Notes how a device was opened.
+fn note_access(fd: i32, access: u64) {
+    let access = access as u32;
+    // SAFETY: the kernel reads four bytes.
+    unsafe { sys!(nr::SETSOCKOPT, fd, SOL_SOCKET, SO_PRIORITY, &raw const access, 4) };
+}
+
+/// The most that a mapping of the device may be (`PROT_*`); `None` if it was opened for writing only.
+fn max_prot(fd: i32) -> Option<u32> {
+    const READ_EXEC: u32 = 5;
+    const ALL: u32 = 7;
+    let (mut access, mut len) = (2u32, 4u32);
+    // SAFETY: the kernel writes four bytes.
+    unsafe { sys!(nr::GETSOCKOPT, fd, SOL_SOCKET, SO_PRIORITY, &raw mut access, &raw mut len) };
+    match access {
+        0 => Some(READ_EXEC),
+        1 => None,
+        _ => Some(ALL),
+    }
+}
+
+/// The enclave whose device the descriptor is, if it is one. (On a descriptor of `/dev/sgx_provision` the kernel
+/// itself gives the right answers: no ioctl, no mapping.)
+pub fn of_fd(fd: i32) -> Option<&'static Enclave> {
     let ino = link::socket_inode(fd)?;
     if let Some(enclave) = enclaves::by_ino(ino) {
-        return Some(Device::Enclave(enclave));
+        return Some(enclave);
     }
     let _guard = CHANGES.lock();
     if let Some(enclave) = enclaves::by_ino(ino) {
-        return Some(Device::Enclave(enclave));
+        return Some(enclave);
     }
     let request = Request { op: op::ATTACH, reserved: 0, args: [0; 4] };
     let (answer, [view, window]) = link::channel_call(request, Some(fd), true);
-    if answer.status == -errno::ENOTTY {
-        return Some(Device::Provision);
-    }
     if answer.status < 0 || answer.values[0] == 0 {
         return None;
     }
     let (view, window) = (reserve(view), reserve(window));
-    let enclave = enclaves::add_locked(answer.values[0], ino, view, window).or_else(|| {
+    let enter = || enclaves::add_locked(answer.values[0], ino, view, window, max_prot(fd));
+    let enclave = enter().or_else(|| {
         let unused = enclaves::all().find(|enclave| !enclaves::is_mapped(enclave))?;
         enclaves::remove_locked(unused);
-        enclaves::add_locked(answer.values[0], ino, view, window)
+        enter()
     });
     if enclave.is_none() {
         close(view);
         close(window);
     }
-    enclave.map(Device::Enclave)
+    enclave
 }
 
 /// `ioctl` with SGX's magic; `None` if the descriptor is not ours.
 pub fn ioctl(thread: &mut Thread, args: [u64; 6]) -> Option<i64> {
     const CREATE: u64 = 0x4008_a400;
     let [fd, command, argument, ..] = args;
-    let enclave = match of_fd(thread, fd as i32)? {
-        Device::Enclave(enclave) => enclave,
-        Device::Provision => return Some(-errno::ENOTTY),
-    };
+    let enclave = of_fd(fd as i32)?;
     let command = command & 0xffff_ffff;
     let mut words = [0; NR_WORDS];
     words[..4].copy_from_slice(&[call::IOCTL, enclave.handle(), command, argument]);

@@ -35,7 +35,7 @@ pub struct Enclave {
     window_bytes: AtomicU64,
     base: AtomicU64,
     size: AtomicU64,
-    read_only: AtomicU32,
+    max_prot: AtomicU32,
 }
 
 impl Enclave {
@@ -49,7 +49,7 @@ impl Enclave {
             window_bytes: AtomicU64::new(0),
             base: AtomicU64::new(0),
             size: AtomicU64::new(0),
-            read_only: AtomicU32::new(0),
+            max_prot: AtomicU32::new(0),
         }
     }
 
@@ -87,14 +87,9 @@ impl Enclave {
         self.size.store(size, Ordering::Release);
     }
 
-    /// Whether its device was opened for reading only.
-    pub fn read_only(&self) -> bool {
-        self.read_only.load(Ordering::Relaxed) != 0
-    }
-
-    /// Notes how its device was opened.
-    pub fn set_read_only(&self, read_only: bool) {
-        self.read_only.store(u32::from(read_only), Ordering::Relaxed);
+    /// The most that a mapping may be (`PROT_*`), by how its device was opened; `None`: not mapped at all.
+    pub fn max_prot(&self) -> Option<u32> {
+        Some(self.max_prot.load(Ordering::Relaxed)).filter(|prot| *prot != 0)
     }
 
     /// The window's word for the page at `address`: [`window::entry`] bits; 0 outside of the enclave.
@@ -145,11 +140,6 @@ static ENCLAVES: [Enclave; MAX_ENCLAVES] = [const { Enclave::new() }; MAX_ENCLAV
 /// calls: an upcall is answered by the holder itself and needs no lock.
 pub static CHANGES: Lock<()> = Lock::new(());
 
-/// The enclave with this handle.
-pub fn by_handle(handle: u64) -> Option<&'static Enclave> {
-    ENCLAVES.iter().find(|enclave| enclave.handle() == handle && handle != 0)
-}
-
 /// The enclave behind the device socket with this inode number.
 pub fn by_ino(ino: u64) -> Option<&'static Enclave> {
     ENCLAVES.iter().find(|enclave| enclave.handle() != 0 && enclave.ino() == ino)
@@ -166,14 +156,14 @@ pub fn all() -> impl Iterator<Item = &'static Enclave> {
 }
 
 /// Enters an enclave. Preconditions: [`CHANGES`] is held.
-pub fn add_locked(handle: u64, ino: u64, view_fd: i32, window_fd: i32) -> Option<&'static Enclave> {
+pub fn add_locked(handle: u64, ino: u64, view_fd: i32, window_fd: i32, max_prot: Option<u32>) -> Option<&'static Enclave> {
     let enclave = ENCLAVES.iter().find(|enclave| enclave.handle() == 0)?;
     enclave.ino.store(ino, Ordering::Relaxed);
     enclave.view_fd.store(view_fd, Ordering::Relaxed);
     enclave.window_fd.store(window_fd, Ordering::Relaxed);
     enclave.window.store(core::ptr::null_mut(), Ordering::Relaxed);
     enclave.size.store(0, Ordering::Relaxed);
-    enclave.set_read_only(false);
+    enclave.max_prot.store(max_prot.unwrap_or(0), Ordering::Relaxed);
     enclave.handle.store(handle, Ordering::Release);
     Some(enclave)
 }

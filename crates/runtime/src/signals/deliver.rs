@@ -9,7 +9,7 @@ use super::frame::{
 use super::tables::{self, DEFAULT, IGNORE, sa};
 use crate::arch::syscall::{errno, nr};
 use crate::arch::{getpid, gettid};
-use crate::enclu;
+use crate::{enclaves, enclu};
 use crate::sys;
 use crate::syscalls::stubs;
 use crate::thread::Thread;
@@ -88,7 +88,10 @@ pub fn set_mask(thread: &mut Thread, uc: &mut Ucontext, mask: u64) {
 /// to: the core then shows the program's registers.
 pub fn die(uc: &Ucontext, sig: i32, info: &SigInfo) {
     const ENCLU: [u8; 3] = [0x0f, 0x01, 0xd7];
-    let repeats = matches!(sig, signum::SIGSEGV | signum::SIGBUS | signum::SIGILL | signum::SIGFPE)
+    // At an enclave's address the kernel's own signal may be another one.
+    let of_enclave = enclaves::mapping_at(uc.mcontext.cr2).is_some();
+    let repeats = !of_enclave
+        && matches!(sig, signum::SIGSEGV | signum::SIGBUS | signum::SIGILL | signum::SIGFPE)
         && info.by_kernel()
         && usercopy::get::<[u8; 3]>(uc.mcontext.rip) != Some(ENCLU);
     if repeats {

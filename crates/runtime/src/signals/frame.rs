@@ -95,11 +95,6 @@ pub struct SigInfo {
 }
 
 impl SigInfo {
-    /// `si_addr`.
-    pub fn addr(&self) -> u64 {
-        self.fields[0]
-    }
-
     /// `si_syscall` of a seccomp trap.
     pub fn syscall(&self) -> u64 {
         self.fields[1] & 0xffff_ffff
@@ -140,8 +135,6 @@ pub struct FpState {
 
 /// An XSAVE image follows the legacy part.
 pub const FP_MAGIC1: u32 = 0x4650_5853;
-/// Stands at the end of the XSAVE image.
-pub const FP_MAGIC2: u32 = 0x4650_5845;
 /// Bytes of the legacy part alone.
 pub const FXSAVE_SIZE: usize = 512;
 

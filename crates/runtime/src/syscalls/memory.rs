@@ -17,7 +17,7 @@ use usgx_wire::window::entry;
 
 use crate::arch::close;
 use crate::arch::syscall::{errno, nr, syscall};
-use crate::devices::{self, Device};
+use crate::devices;
 use crate::enclaves::{self, CHANGES, Enclave, Mapping};
 use crate::process::reserve;
 use crate::thread::Thread;
@@ -25,7 +25,6 @@ use crate::{cpuid, filter, link, sys};
 
 const PAGE: u64 = 4096;
 const PROT_NONE: u32 = 0;
-const PROT_WRITE: u32 = 2;
 const PROT_EXEC: u32 = 4;
 const MAP_TYPE: u64 = 0xf;
 const MAP_SHARED: u64 = 1;
@@ -56,10 +55,8 @@ pub fn mmap(thread: &mut Thread, args: [u64; 6]) -> i64 {
     }
     let of_file = flags & MAP_ANONYMOUS == 0;
     if of_file {
-        match devices::of_fd(thread, fd as i32) {
-            Some(Device::Enclave(enclave)) => return map_enclave(thread, enclave, args),
-            Some(Device::Provision) => return -errno::ENODEV,
-            None => {}
+        if let Some(enclave) = devices::of_fd(fd as i32) {
+            return map_enclave(thread, enclave, args);
         }
     }
     let result = if replaces && enclaves::overlaps(start, len) {
@@ -89,7 +86,7 @@ fn map_enclave(thread: &mut Thread, enclave: &'static Enclave, args: [u64; 6]) -
     if flags & MAP_TYPE == MAP_PRIVATE || flags & MAP_SHARED == 0 || offset & (PAGE - 1) != 0 {
         return -errno::EINVAL;
     }
-    let max_prot = 7 & if enclave.read_only() { !PROT_WRITE } else { 7 };
+    let Some(max_prot) = enclave.max_prot() else { return -errno::EACCES };
     if prot & !max_prot != 0 {
         return -errno::EACCES;
     }

@@ -108,14 +108,16 @@ fn share(thread: &mut Thread, uc: &mut Ucontext, spawn: &Spawn) -> i64 {
     child.altstack = if vfork { thread.altstack } else { StackT { flags: crate::signals::frame::SS_DISABLE, ..StackT::default() } };
     let top = lay_out(child, uc, spawn);
 
-    let mut long = [0; MAX_WORDS];
+    // Outlives the call, unlike the arm that fills it.
+    let long: [u64; MAX_WORDS];
     let (number, args) = match &spawn.how {
         How::Clone(args) => (nr::CLONE, [args[0], top, args[2], args[3], args[4], 0]),
         How::Clone3(words, size) => {
-            long = *words;
+            let mut words = *words;
             // The kernel adds the two; the low end matters only to stacks that grow upwards.
-            long[5] = top - 4096;
-            long[6] = 4096;
+            words[5] = top - 4096;
+            words[6] = 4096;
+            long = words;
             (nr::CLONE3, [(&raw const long) as u64, *size, 0, 0, 0, 0])
         }
     };
