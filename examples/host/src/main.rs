@@ -1,16 +1,20 @@
 //! Runs the example with its progress on standard error: `usgx run --epc 16M -- usgx-example`.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use usgx_example_host::{Enclave, Error, Outcome, work};
 
 fn run() -> Result<Outcome, Error> {
     let enclave = Enclave::load()?;
-    let outcome = work(&enclave, &mut |progress| {
-        eprint!("\r{}: {} of {} pages  ", progress.phase, progress.done, progress.total);
-    });
-    eprintln!();
-    outcome
+    let terminal = std::io::stderr().is_terminal();
+    work(&enclave, &mut |progress| {
+        let last = progress.done == progress.total;
+        if terminal || last {
+            let (start, end) = if terminal { ("\r", if last { "\n" } else { "" }) } else { ("", "\n") };
+            eprint!("{start}{}: {} of {} pages{end}", progress.phase, progress.done, progress.total);
+        }
+    })
 }
 
 fn main() -> ExitCode {
