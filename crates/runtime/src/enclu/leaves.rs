@@ -39,9 +39,27 @@ const ARITHMETIC_FLAGS: u64 = 0x8d5;
 /// How often a leaf's operands are faulted in before signals may be taken.
 const ROUNDS: u32 = 64;
 
-/// Whether ENCLU stands at the interrupted instruction.
-pub(super) fn is_enclu(uc: &Ucontext) -> bool {
-    usercopy::get::<[u8; 3]>(uc.mcontext.rip) == Some(ENCLU)
+/// What stands at an interrupted instruction.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(super) enum Opcode {
+    Enclu,
+    Other,
+    /// The page was taken out of the view between the trap and this look: the instruction must run again, and
+    /// its fetch brings the page back.
+    Gone,
+}
+
+/// Looks at the interrupted instruction.
+pub(super) fn opcode(uc: &Ucontext) -> Opcode {
+    let rip = uc.mcontext.rip;
+    match usercopy::get::<[u8; 3]>(rip) {
+        Some(ENCLU) => Opcode::Enclu,
+        Some(_) => Opcode::Other,
+        None => match enclaves::find(rip) {
+            Some((_, prot)) if prot & PROT_READ != 0 => Opcode::Gone,
+            _ => Opcode::Other,
+        },
+    }
 }
 
 /// Carries out the ENCLU at the interrupted instruction.

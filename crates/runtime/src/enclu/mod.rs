@@ -51,8 +51,10 @@ pub fn is_inside(thread: &Thread) -> bool {
 /// Takes an invalid opcode, if it is ENCLU, and deals with it, delivery of what it raises included.
 pub fn on_sigill(thread: &mut Thread, uc: &mut Ucontext) -> bool {
     interrupted(thread, uc);
-    if !leaves::is_enclu(uc) {
-        return false;
+    match leaves::opcode(uc) {
+        leaves::Opcode::Enclu => {}
+        leaves::Opcode::Gone => return true,
+        leaves::Opcode::Other => return false,
     }
     let mut info = SigInfo::default();
     if leaves::run(thread, uc, &mut info) == Verdict::Deliver {
