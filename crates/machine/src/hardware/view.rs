@@ -9,7 +9,7 @@
 //! of it without waiting for a client: the kernel calls take the client's memory map lock, which a stopped
 //! process does not hold. The list of members has its own lock, innermost.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -36,6 +36,9 @@ const RECENT_FAULTS: u64 = 16;
 /// How often a page is spared for that reason before it is aged all the same, so that a thread that has stopped
 /// faulting does not keep its last pages for ever.
 const MAX_SPARED: u8 = 2;
+/// This many TCS entries of a window stay unused after they were in use, the last ones: a thread that has looked at
+/// one before it was taken away then finds it empty, rather than with another TCS in it.
+const RESTING_TCS: usize = 64;
 /// Most pages in one `preadv`.
 const BATCH: usize = 64;
 
@@ -88,7 +91,7 @@ struct Books {
     /// By client number.
     registrations: HashMap<u64, Registration>,
     /// TCS entries of the window that were used and are free again, and the first one never used.
-    free_tcs: Vec<u16>,
+    free_tcs: VecDeque<u16>,
     next_tcs: usize,
 }
 
@@ -434,10 +437,13 @@ impl Books {
     /// A free TCS entry of the window; takes one from another TCS if there is none.
     fn take_tcs_slot(&mut self, place: &Place, hw: &Hw) -> u16 {
         loop {
-            if let Some(slot) = self.free_tcs.pop() {
+            let is_full = self.next_tcs == MAX_TCS;
+            if let Some(slot) =
+                (is_full || self.free_tcs.len() > RESTING_TCS).then(|| self.free_tcs.pop_front()).flatten()
+            {
                 return slot;
             }
-            if self.next_tcs < MAX_TCS {
+            if !is_full {
                 self.next_tcs += 1;
                 return u16::try_from(self.next_tcs - 1).expect("MAX_TCS is far below 65,536");
             }
@@ -458,7 +464,7 @@ impl Books {
         // The entry first: whoever finds it gone asks; whoever still follows it finds the word gone.
         place.window.set_entry(index, rest);
         let taken = place.window.take_tcs(slot);
-        self.free_tcs.push(slot);
+        self.free_tcs.push_back(slot);
         hw.store_tcs(mapped.page, u64::from(taken.active), taken.cssa, taken.aep);
     }
 }
