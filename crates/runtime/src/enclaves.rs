@@ -276,11 +276,11 @@ fn lower_bound(count: usize, address: u64) -> usize {
     low
 }
 
-/// The first mapping that overlaps `[start, end)`.
+/// The first mapping that overlaps `[start, end)`; none if that is empty.
 pub fn first_in(start: u64, end: u64) -> Option<Mapping> {
     consistent(|count| {
         let at = lower_bound(count, start);
-        (at < count).then(|| MAPPINGS[at].load()).filter(|mapping| mapping.start < end)
+        (at < count && start < end).then(|| MAPPINGS[at].load()).filter(|mapping| mapping.start < end)
     })
 }
 
