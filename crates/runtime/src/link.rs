@@ -282,6 +282,11 @@ pub fn ensure_slot(thread: &mut Thread) -> Result<(), i64> {
     Ok(())
 }
 
+/// The signal of a kick. One that is pending swallows an exception of the same number, so it must be one whose
+/// exceptions are faults: those come again with their instruction. (A system call whose SIGSYS were swallowed
+/// would be skipped.)
+pub const KICK_SIGNAL: i32 = signum::SIGFPE;
+
 /// Makes the kick socket signal the calling thread.
 fn arm_kick(fd: i32) {
     const F_SETFL: u64 = 4;
@@ -293,7 +298,7 @@ fn arm_kick(fd: i32) {
     // SAFETY: `owner` is a `struct f_owner_ex`.
     unsafe {
         sys!(nr::FCNTL, fd, F_SETOWN_EX, owner.as_ptr());
-        sys!(nr::FCNTL, fd, F_SETSIG, signum::SIGSYS);
+        sys!(nr::FCNTL, fd, F_SETSIG, KICK_SIGNAL);
         sys!(nr::FCNTL, fd, F_SETFL, O_ASYNC_NONBLOCK);
     }
 }

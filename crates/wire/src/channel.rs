@@ -67,7 +67,7 @@ pub mod op {
     pub const ATTACH: u32 = 2;
     /// Gives a thread its slot. `args[0]`: the thread ID. The answer: `values[0]` the slot's index, and one
     /// descriptor: the thread's kick socket, on which the runtime sets `F_SETOWN_EX` to the thread,
-    /// `F_SETSIG` to `SIGSYS` and `O_ASYNC | O_NONBLOCK`.
+    /// `F_SETSIG` to a signal that it owns, and `O_ASYNC | O_NONBLOCK`.
     pub const THREAD: u32 = 3;
     /// Gives a slot back. `args[0]`: its index. The thread must have no call under way.
     pub const THREAD_END: u32 = 4;

@@ -79,6 +79,11 @@ pub mod tcs_word {
     pub const VALID: u64 = 1 << 0;
     /// A thread executes on this TCS (STATE).
     pub const ACTIVE: u64 = 1 << 1;
+    /// With ACTIVE, the runtime notes here which thread has set it, so that the thread recognises its own mark;
+    /// the machine does not look at it and shows zeros.
+    pub const OWNER_SHIFT: u32 = 2;
+    /// Bits of the owner.
+    pub const OWNER_BITS: u32 = 30;
     /// CSSA is in the upper half.
     pub const CSSA_SHIFT: u32 = 32;
 }

@@ -146,13 +146,11 @@ pub(super) fn release_tcs(thread: &mut Thread, cssa: u32) {
     mode.held.store(0, Ordering::Relaxed);
     mode.cssa.store(cssa, Ordering::Relaxed);
     let after = tcs_word::VALID | u64::from(cssa) << tcs_word::CSSA_SHIFT;
-    while let Some(tcs) = mode.live_tcs() {
-        let now = tcs.word.load(Ordering::Relaxed);
-        if now & tcs_word::VALID != 0
-            && tcs.word.compare_exchange(now, after, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-        {
-            return;
-        }
+    let in_window = mode.live_tcs().is_some_and(|tcs| {
+        tcs.word.compare_exchange(mode.word_taken, after, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    });
+    if in_window {
+        return;
     }
     fault::give_back_tcs(thread);
 }

@@ -47,10 +47,11 @@ pub(super) fn enable(thread: &mut Thread) {
 
 /// Takes a system call that was tried inside an enclave.
 pub(super) fn on_syscall(thread: &mut Thread, uc: &mut Ucontext, info: &mut SigInfo) -> Verdict {
+    // The kernel has put the number back into RAX; to the instruction itself, nothing has happened.
+    uc.mcontext.rip = uc.mcontext.rip.wrapping_sub(SYSCALL_LEN);
     if !thread.enclave.is_inside() {
-        // The signal was on its way while the thread left; nothing of the program is lost by going on.
+        thread.enclave.selector.store(SELECTOR_ALLOW, Ordering::Relaxed);
         return Verdict::Resume;
     }
-    uc.mcontext.rip = uc.mcontext.rip.wrapping_sub(SYSCALL_LEN);
     raise(thread, uc, info, &Exception::UD)
 }

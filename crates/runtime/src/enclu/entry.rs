@@ -11,7 +11,7 @@
 
 use core::arch::naked_asm;
 use core::mem::MaybeUninit;
-use core::sync::atomic::{Ordering, compiler_fence};
+use core::sync::atomic::{Ordering, compiler_fence, fence};
 
 use usgx_wire::slot::fault_kind;
 use usgx_wire::window::{self, entry, tcs_word};
@@ -157,6 +157,7 @@ pub(super) fn attempt(
 /// The TCS that a request names.
 struct Found {
     enclave: &'static Enclave,
+    window: &'static window::Header,
     tcs: &'static window::Tcs,
     word: u64,
 }
@@ -208,7 +209,15 @@ fn find(thread: &mut Thread, request: &Request) -> Result<Found, Obstacle> {
     if tcs_word & tcs_word::ACTIVE != 0 {
         return raise(Exception::GP);
     }
-    Ok(Found { enclave, tcs, word: tcs_word })
+    Ok(Found { enclave, window, tcs, word: tcs_word })
+}
+
+/// Fields of a TCS that an entry loads.
+struct Fields {
+    rip: u64,
+    fs: u64,
+    gs: u64,
+    nssa: u32,
 }
 
 /// Notes what the processor keeps of the enclave and the TCS while inside.
@@ -280,6 +289,10 @@ fn check_page(enclave: &'static Enclave, address: u64) -> Result<(), Obstacle> {
 }
 
 /// Takes the TCS and does what must happen before the first instruction.
+///
+/// Since the look at the TCS, the machine may have given its place in the window to another one, whose word looks
+/// the same. So the place is looked at again once it is marked: a word that carries this thread's mark cannot
+/// have been given away, or the swap would have removed the mark.
 fn take(
     thread: &mut Thread,
     request: &Request,
@@ -287,21 +300,34 @@ fn take(
     area: Option<&mut XsaveArea>,
 ) -> Result<Entered, Obstacle> {
     let slot = link::slot(thread);
-    let mode = &mut thread.enclave;
-    mode.slot = Some(slot);
-    mode.word_before = found.word;
+    let owner = u64::from(thread.tid.load(Ordering::Relaxed)) & ((1 << tcs_word::OWNER_BITS) - 1);
+    let taken = found.word | tcs_word::ACTIVE | owner << tcs_word::OWNER_SHIFT;
+    thread.enclave.slot = Some(slot);
+    thread.enclave.word_before = found.word;
+    thread.enclave.word_taken = taken;
     // `undo` in a handler needs what was noted so far.
     compiler_fence(Ordering::SeqCst);
+    let (word, held) = (found.tcs.word.as_ptr(), thread.enclave.held.as_ptr());
     // SAFETY: both words are valid and only accessed atomically, `held` also by handlers of this thread.
-    if unsafe {
-        usgx_tcs_take(found.tcs.word.as_ptr(), found.word, found.word | tcs_word::ACTIVE, mode.held.as_ptr())
-    } == 0
-    {
+    if unsafe { usgx_tcs_take(word, found.word, taken, held) } == 0 {
         return Err(Obstacle::Again);
     }
-    if found.tcs.address.load(Ordering::Relaxed) != request.tcs {
+    let ssa_before = thread.enclave.ssa;
+    remember(thread, request, found.enclave, found.window, found.tcs);
+    let (rip, fs, gs) = (
+        found.tcs.entry.load(Ordering::Relaxed),
+        found.tcs.fs_base.load(Ordering::Relaxed),
+        found.tcs.gs_base.load(Ordering::Relaxed),
+    );
+    let flags = found.tcs.flags.load(Ordering::Relaxed);
+    let nssa = found.tcs.nssa.load(Ordering::Relaxed);
+    let address = found.tcs.address.load(Ordering::Relaxed);
+    let mode = &mut thread.enclave;
+    fence(Ordering::SeqCst);
+    if address != request.tcs || mode.ssa != ssa_before || found.tcs.word.load(Ordering::SeqCst) != taken {
         return Err(Obstacle::Again);
     }
+    let fields = Fields { rip, fs, gs, nssa };
     mode.publish();
     let cssa = (found.word >> tcs_word::CSSA_SHIFT) as u32;
     let frame = mode.frame(if request.resume { cssa - 1 } else { cssa });
@@ -315,9 +341,9 @@ fn take(
     let entered = if let Some(area) = area {
         let mut gpr = MaybeUninit::<Gpr>::uninit();
         let done = Gpr::fetch(gpr_at, &mut gpr).map_err(|at| missing(mode, at))?;
-        let notify = found.tcs.flags.load(Ordering::Relaxed) & AEXNOTIFY != 0 && done.aexnotify & 1 != 0;
+        let notify = flags & AEXNOTIFY != 0 && done.aexnotify & 1 != 0;
         if notify {
-            notified(mode, request, found, cssa)?
+            notified(mode, request, found, cssa, &fields)?
         } else {
             let gpr = *done;
             if !is_canonical(gpr.rip) || !is_canonical(gpr.fs_base) || !is_canonical(gpr.gs_base) {
@@ -329,15 +355,16 @@ fn take(
             }
             mode.cssa.store(cssa - 1, Ordering::Relaxed);
             let one = 1 << tcs_word::CSSA_SHIFT;
-            let taken = found.word | tcs_word::ACTIVE;
             // If the machine has taken the TCS out meanwhile, it learns CSSA at the next exit.
-            let _ = found.tcs.word.compare_exchange(taken, taken - one, Ordering::AcqRel, Ordering::Relaxed);
+            let less = taken - one;
+            mode.word_taken = less;
+            let _ = found.tcs.word.compare_exchange(taken, less, Ordering::AcqRel, Ordering::Relaxed);
             save_segments(mode);
             segments::set(gpr.fs_base, gpr.gs_base);
             Entered::Resumed { gpr }
         }
     } else {
-        fresh(mode, request, found, cssa)?
+        fresh(mode, request, found, cssa, &fields)?
     };
     found.tcs.aep.store(request.aep, Ordering::Relaxed);
     if mode.dispatch {
@@ -347,17 +374,19 @@ fn take(
 }
 
 /// The state change of EENTER.
-fn fresh(mode: &mut Mode, request: &Request, found: &Found, cssa: u32) -> Result<Entered, Obstacle> {
+fn fresh(
+    mode: &mut Mode,
+    request: &Request,
+    found: &Found,
+    cssa: u32,
+    fields: &Fields,
+) -> Result<Entered, Obstacle> {
     let gpr_at = Gpr::address(mode.frame(cssa), mode.frame_size);
     if !Gpr::put_outside_stack(gpr_at, request.rsp, request.rbp) {
         let prot = enclaves::find(gpr_at).map_or(0, |(_, prot)| prot);
         return Err(Obstacle::Page { enclave: found.enclave, prot, address: gpr_at & !0xfff });
     }
-    let (rip, fs, gs) = (
-        found.tcs.entry.load(Ordering::Relaxed),
-        found.tcs.fs_base.load(Ordering::Relaxed),
-        found.tcs.gs_base.load(Ordering::Relaxed),
-    );
+    let Fields { rip, fs, gs, .. } = *fields;
     if !is_canonical(rip) || !is_canonical(fs) || !is_canonical(gs) {
         return Err(Obstacle::Raise(Exception::GP));
     }
@@ -368,12 +397,18 @@ fn fresh(mode: &mut Mode, request: &Request, found: &Found, cssa: u32) -> Result
 }
 
 /// ERESUME with a notification: an entry on the next frame.
-fn notified(mode: &mut Mode, request: &Request, found: &Found, cssa: u32) -> Result<Entered, Obstacle> {
-    if cssa >= found.tcs.nssa.load(Ordering::Relaxed) {
+fn notified(
+    mode: &mut Mode,
+    request: &Request,
+    found: &Found,
+    cssa: u32,
+    fields: &Fields,
+) -> Result<Entered, Obstacle> {
+    if cssa >= fields.nssa {
         return Err(Obstacle::Raise(Exception::GP));
     }
     check_frame(mode, found.enclave, cssa)?;
-    fresh(mode, request, found, cssa)
+    fresh(mode, request, found, cssa, fields)
 }
 
 fn save_segments(mode: &mut Mode) {
@@ -410,12 +445,11 @@ pub(super) fn undo(thread: &Thread) -> TcsLeft {
         return TcsLeft::Inactive;
     }
     let Some(tcs) = mode.tcs else { return TcsLeft::Inactive };
-    let mut now = tcs.word.load(Ordering::Relaxed);
-    while now & tcs_word::VALID != 0 && tcs.address.load(Ordering::Relaxed) == mode.tcs_address {
-        match tcs.word.compare_exchange(now, mode.word_before, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => return TcsLeft::Inactive,
-            Err(found) => now = found,
-        }
+    // Only this thread's own mark is taken back: the place may be another TCS's by now.
+    let undone =
+        tcs.word.compare_exchange(mode.word_taken, mode.word_before, Ordering::AcqRel, Ordering::Relaxed);
+    if undone.is_ok() {
+        return TcsLeft::Inactive;
     }
     mode.cssa.store((mode.word_before >> tcs_word::CSSA_SHIFT) as u32, Ordering::Relaxed);
     TcsLeft::AtMachine

@@ -122,7 +122,10 @@ pub fn on_fault(thread: &mut Thread, sig: i32, info: &mut SigInfo, uc: &mut Ucon
         return Verdict::Deliver;
     }
     // A processor that has SGX, but not for us, raises other exceptions than #UD.
-    if sig == signum::SIGSEGV && leaves::opcode(uc) == leaves::Opcode::Enclu && uc.mcontext.cr2 != uc.mcontext.rip {
+    if sig == signum::SIGSEGV
+        && leaves::opcode(uc) == leaves::Opcode::Enclu
+        && uc.mcontext.cr2 != uc.mcontext.rip
+    {
         return leaves::run(thread, uc, info);
     }
     let number = uc.mcontext.trapno as u8;

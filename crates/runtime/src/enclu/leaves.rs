@@ -42,7 +42,9 @@ const ROUNDS: u32 = 64;
 /// What stands at an interrupted instruction.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(super) enum Opcode {
+    /// ENCLU.
     Enclu,
+    /// Something else.
     Other,
     /// The page was taken out of the view between the trap and this look: the instruction must run again, and
     /// its fetch brings the page back.
@@ -52,13 +54,17 @@ pub(super) enum Opcode {
 /// Looks at the interrupted instruction.
 pub(super) fn opcode(uc: &Ucontext) -> Opcode {
     let rip = uc.mcontext.rip;
-    match usercopy::get::<[u8; 3]>(rip) {
-        Some(ENCLU) => Opcode::Enclu,
-        Some(_) => Opcode::Other,
-        None => match enclaves::find(rip) {
-            Some((_, prot)) if prot & PROT_READ != 0 => Opcode::Gone,
-            _ => Opcode::Other,
-        },
+    let mut bytes = [0_u8; ENCLU.len()];
+    // SAFETY: the buffer has room.
+    let got = unsafe { usercopy::copy_in(bytes.as_mut_ptr(), rip, bytes.len()) };
+    if bytes[..got] != ENCLU[..got] {
+        Opcode::Other
+    } else if got == ENCLU.len() {
+        Opcode::Enclu
+    } else if enclaves::find(rip + got as u64).is_some_and(|(_, prot)| prot != 0) {
+        Opcode::Gone
+    } else {
+        Opcode::Other
     }
 }
 

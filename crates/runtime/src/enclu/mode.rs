@@ -51,8 +51,10 @@ pub struct Mode {
     pub(super) opt_in: bool,
     /// What `held` refers to, and the word before.
     pub(super) tcs: Option<&'static window::Tcs>,
-    /// Value of `tcs.word` before this thread took it.
+    /// Value of `tcs.word` before this thread took it, and while it has it.
     pub(super) word_before: u64,
+    /// See `word_before`.
+    pub(super) word_taken: u64,
     /// The slot in which `inside` is published.
     pub(super) slot: Option<&'static Slot>,
     /// The enclave.
@@ -103,6 +105,7 @@ impl Default for Mode {
             opt_in: false,
             tcs: None,
             word_before: 0,
+            word_taken: 0,
             slot: None,
             enclave: None,
             handle: 0,
@@ -163,13 +166,10 @@ impl Mode {
         same.then_some(window)
     }
 
-    /// The window's copy of the TCS, if it still is one.
+    /// The window's copy of the TCS, if it still is one: its word carries this thread's mark.
     pub(super) fn live_tcs(&self) -> Option<&'static window::Tcs> {
         self.live_window()?;
-        let tcs = self.tcs?;
-        let ours = tcs.address.load(Ordering::Relaxed) == self.tcs_address
-            && tcs.word.load(Ordering::Acquire) & window::tcs_word::VALID != 0;
-        ours.then_some(tcs)
+        self.tcs.filter(|tcs| tcs.word.load(Ordering::Acquire) == self.word_taken)
     }
 
     /// Tells the machine which enclave the thread is inside of, and since when.

@@ -66,12 +66,10 @@ extern "C" fn on_signal(sig: i32, info: *mut SigInfo, uc: *mut Ucontext) {
             syscalls::on_trap(thread, info, uc);
         }
         signum::SIGSYS if info.code == enclu::SYS_USER_DISPATCH => on_exception(thread, sig, info, uc),
-        signum::SIGSYS if info.code == SI_SIGIO && thread.slot >= 0 => {
+        link::KICK_SIGNAL if info.code == SI_SIGIO && thread.slot >= 0 => {
             link::drain_kicks(thread);
             thread.kicked.store(1, Ordering::Relaxed);
         }
-        // A system call that was tried inside an enclave.
-        signum::SIGSYS if info.code == enclu::SYS_USER_DISPATCH => on_exception(thread, sig, info, uc),
         signum::SIGILL if info.by_kernel() => {
             let taken =
                 enclu::on_sigill(thread, uc) || syscalls::exec::on_failed(thread, uc) || cpuid::on_sigill(uc);
@@ -98,7 +96,7 @@ fn on_exception(thread: &mut Thread, sig: i32, info: &mut SigInfo, uc: &mut Ucon
 
 /// A signal on top of a handler.
 fn on_nested(thread: &mut Thread, sig: i32, info: &SigInfo, uc: &mut Ucontext) {
-    if sig == signum::SIGSYS && info.code == SI_SIGIO {
+    if sig == link::KICK_SIGNAL && info.code == SI_SIGIO {
         link::drain_kicks(thread);
         thread.kicked.store(1, Ordering::Relaxed);
     } else if info.by_kernel() {
