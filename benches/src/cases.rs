@@ -1,22 +1,43 @@
-//! What is measured: a name, and how to prepare it. Work joins its floor here with `Case::with_work`.
+//! What is measured: a name, and how to prepare it.
 
 use anyhow::Result;
 
 use crate::floors::{crypto, paging, round_trip, signal};
-use crate::measure::Case;
+use crate::measure::{Case, Effort, Measured};
 use crate::raw::Wake;
+use crate::work;
 
-/// Prepares a case.
-type Make = fn() -> Result<Case>;
+/// How something is measured.
+pub(crate) enum Make {
+    /// A floor alone; needs nothing of the product.
+    Floor(fn() -> Result<Case>),
+    /// Work and its floor, in turns.
+    Work(fn(Effort) -> Result<Case>),
+    /// Sizes, once.
+    Sizes(fn(Effort) -> Result<Vec<Measured>>),
+}
 
 /// All of them, in the order in which they are reported.
-pub(crate) const ALL: [(&str, Make); 8] = [
-    ("trap and return by signal", || Ok(Case::floor(signal::trap()?))),
-    ("round trip by futex", || Ok(Case::floor(round_trip::shared(Wake::Futex)?))),
-    ("round trip by socket", || Ok(Case::floor(round_trip::socket()?))),
-    ("round trip by spinning", || Ok(Case::floor(round_trip::shared(Wake::Spin)?))),
-    ("AES-128-GCM of a page", || Ok(Case::floor(crypto::encrypt_page()?))),
-    ("SHA-256 of an added page", || Ok(Case::floor(crypto::measure_page()))),
-    ("map a page", || Ok(Case::floor(paging::map()?))),
-    ("map and take back a page", || Ok(Case::floor(paging::map_and_take_back()?))),
+pub(crate) const ALL: [(&str, Make); 15] = [
+    ("trap and return by signal", Make::Floor(|| Ok(Case::floor(signal::traps(1)?)))),
+    ("round trip by slot", Make::Floor(|| Ok(Case::floor(round_trip::slot()?)))),
+    ("round trip by futex", Make::Floor(|| Ok(Case::floor(round_trip::shared(Wake::Futex)?)))),
+    ("round trip by socket", Make::Floor(|| Ok(Case::floor(round_trip::socket()?)))),
+    ("round trip by spinning", Make::Floor(|| Ok(Case::floor(round_trip::shared(Wake::Spin)?)))),
+    ("AES-128-GCM of a page", Make::Floor(|| Ok(Case::floor(crypto::encrypt_page()?)))),
+    ("SHA-256 of an added page", Make::Floor(|| Ok(Case::floor(crypto::measure_page())))),
+    ("map a page", Make::Floor(|| Ok(Case::floor(paging::map()?)))),
+    ("map and take back a page", Make::Floor(|| Ok(Case::floor(paging::map_and_take_back()?)))),
+    ("ecall_vdso", Make::Work(|_| Ok(Case::floor(signal::traps(1)?).with_work(work::ecall("ecalls")?, 1.3)))),
+    ("ecall_raw", Make::Work(|_| Ok(Case::floor(signal::traps(2)?).with_work(work::ecall("raw-ecalls")?, 1.3)))),
+    ("epc_fault", Make::Work(|effort| Ok(Case::floor(paging::fault()?).with_work(work::fault(effort)?, 1.5)))),
+    ("reclaim", Make::Work(|effort| Ok(Case::floor(paging::reclaim()?).with_work(work::reclaim(effort)?, 1.3)))),
+    ("load_256m", Make::Work(load)),
+    ("memory_per_page", Make::Sizes(work::memory)),
 ];
+
+/// On small input: 4 MiB.
+fn load(effort: Effort) -> Result<Case> {
+    let pages = if effort.is_small { 1 << 10 } else { 1 << 16 };
+    Ok(Case::floor(crypto::copy_and_measure(pages)).with_work(work::load(pages)?, 1.5))
+}

@@ -4,16 +4,20 @@
 //! bare round trip under a call. A number of nanoseconds says something about one computer on one day; the ratio
 //! says what usgx adds, and can be compared and bounded. `cargo xtask bench` starts this.
 //!
-//! - `floors/` are the floors, `cases` lists what is measured against which;
+//! - `cases` lists what is measured against which: `floors/` are the floors, `work` is what the product does;
+//! - `product` starts a machine and a program under it, `guest/` is that program;
 //! - `measure` takes turns, `statistics` makes medians and intervals of the rounds, `report` prints them;
 //! - `raw` has the system calls.
 
 mod cases;
 mod floors;
+mod guest;
 mod measure;
+mod product;
 mod raw;
 mod report;
 mod statistics;
+mod work;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -21,6 +25,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
+use crate::cases::Make;
 use crate::measure::Effort;
 
 /// Measures work against its floor.
@@ -33,18 +38,41 @@ struct Arguments {
     /// Runs everything once, on small input: does it still work?
     #[arg(long)]
     smoke: bool,
+    /// Is the program that is measured
+    #[arg(long, hide = true)]
+    guest: bool,
     /// Only measurements whose name contains this
     filter: Option<String>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if arguments.guest {
+        return guest::run();
+    }
     let effort = if arguments.smoke { Effort::SMOKE } else { Effort::FULL };
     let mut results = Vec::new();
     for (name, make) in cases::ALL {
-        if arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str())) {
-            let mut case = make().with_context(|| format!("preparing {name}"))?;
-            results.push(case.measure(name, effort).with_context(|| format!("measuring {name}"))?);
+        if arguments.filter.as_ref().is_some_and(|filter| !name.contains(filter.as_str())) {
+            continue;
+        }
+        let needs_product = !matches!(make, Make::Floor(_));
+        if arguments.smoke && needs_product
+            && let Err(reason) = product::binary()
+        {
+            println!("skipped: {name}: {reason}");
+            continue;
+        }
+        let measure = |case: Result<measure::Case>| {
+            let mut case = case.with_context(|| format!("preparing {name}"))?;
+            case.measure(name, effort).with_context(|| format!("measuring {name}"))
+        };
+        match make {
+            Make::Floor(make) => results.push(measure(make())?),
+            Make::Work(make) => results.push(measure(make(effort))?),
+            Make::Sizes(make) => {
+                results.extend(make(effort).with_context(|| format!("measuring {name}"))?);
+            }
         }
     }
     ensure!(!results.is_empty(), "no measurement has such a name");

@@ -7,8 +7,18 @@ use serde::Serialize;
 
 use crate::statistics::median;
 
-/// Something that can be done so many times, one after the other.
-pub(crate) type Activity = Box<dyn FnMut(u32) -> Result<()>>;
+/// Something that can be done so many times, one after the other; returns how long that took, without what had to be
+/// prepared for it.
+pub(crate) type Activity = Box<dyn FnMut(u32) -> Result<Duration>>;
+
+/// An activity that needs no preparation.
+pub(crate) fn timed(mut activity: impl FnMut(u32) -> Result<()> + 'static) -> Activity {
+    Box::new(move |times| {
+        let start = Instant::now();
+        activity(times)?;
+        Ok(start.elapsed())
+    })
+}
 
 /// A floor, and the work that stands on it.
 pub(crate) struct Case {
@@ -23,12 +33,16 @@ pub(crate) struct Effort {
     rounds: usize,
     /// A turn repeats its activity until it takes this long.
     turn: Duration,
+    /// Whether to work on small input.
+    pub(crate) is_small: bool,
 }
 
 /// What came out.
 #[derive(Debug, Serialize)]
 pub(crate) struct Measured {
     pub(crate) name: String,
+    /// `ns`, or `bytes` where memory is measured: then the fields say bytes where their names say nanoseconds.
+    pub(crate) unit: &'static str,
     /// Nanoseconds of the work, once; none if only a floor was measured.
     pub(crate) value_ns: Option<f64>,
     /// Nanoseconds of the floor, once.
@@ -43,9 +57,9 @@ pub(crate) struct Measured {
 
 impl Effort {
     /// For numbers that one can quote.
-    pub(crate) const FULL: Self = Self { rounds: 25, turn: Duration::from_millis(5) };
+    pub(crate) const FULL: Self = Self { rounds: 25, turn: Duration::from_millis(5), is_small: false };
     /// To see that everything still runs.
-    pub(crate) const SMOKE: Self = Self { rounds: 1, turn: Duration::ZERO };
+    pub(crate) const SMOKE: Self = Self { rounds: 1, turn: Duration::ZERO, is_small: true };
 }
 
 impl Case {
@@ -55,7 +69,6 @@ impl Case {
     }
 
     /// Work on top of this floor, and how many times the floor it may take.
-    #[expect(dead_code, reason = "the first work to measure comes with the machine")]
     pub(crate) fn with_work(self, work: Activity, bound: f64) -> Self {
         Self { work: Some(work), bound: Some(bound), ..self }
     }
@@ -81,6 +94,7 @@ impl Case {
         let ratio = median(&ratios);
         Ok(Measured {
             name: name.to_owned(),
+            unit: "ns",
             value_ns: median(&works).map(|median| median.middle),
             floor_ns: median(&floors).context("no rounds")?.middle,
             ratio: ratio.map(|ratio| ratio.middle),
@@ -92,6 +106,21 @@ impl Case {
 }
 
 impl Measured {
+    /// Some bytes, against a floor in bytes.
+    pub(crate) fn bytes(name: &str, value: f64, floor: f64, bound: f64) -> Self {
+        let ratio = Some(value / floor);
+        Self {
+            name: name.to_owned(),
+            unit: "bytes",
+            value_ns: Some(value),
+            floor_ns: floor,
+            ratio,
+            ratio_low: ratio,
+            ratio_high: ratio,
+            bound: Some(bound),
+        }
+    }
+
     /// Whether even the low end of the ratio's interval is beyond its bound.
     pub(crate) fn exceeds_bound(&self) -> bool {
         self.ratio_low.zip(self.bound).is_some_and(|(ratio, bound)| ratio > bound)
@@ -112,9 +141,7 @@ fn repetitions(activity: &mut Activity, turn_time: Duration) -> Result<u32> {
 
 /// Nanoseconds for each of so many times.
 fn turn(activity: &mut Activity, times: u32) -> Result<f64> {
-    let start = Instant::now();
-    activity(times)?;
-    Ok(start.elapsed().as_nanos() as f64 / f64::from(times))
+    Ok(activity(times)?.as_nanos() as f64 / f64::from(times))
 }
 
 #[cfg(test)]
@@ -122,7 +149,7 @@ mod tests {
     use super::*;
 
     fn spin(duration: Duration) -> Activity {
-        Box::new(move |times| {
+        timed(move |times| {
             for _ in 0..times {
                 let start = Instant::now();
                 while start.elapsed() < duration {}
@@ -135,7 +162,7 @@ mod tests {
     fn work_that_takes_three_times_its_floor_has_the_ratio_three() {
         let (floor, work) = (spin(Duration::from_micros(20)), spin(Duration::from_micros(60)));
         let mut case = Case { floor, work: Some(work), bound: Some(1.5) };
-        let effort = Effort { rounds: 21, turn: Duration::from_micros(200) };
+        let effort = Effort { rounds: 21, turn: Duration::from_micros(200), is_small: true };
         let measured = case.measure("spin", effort).unwrap();
         let ratio = measured.ratio.unwrap();
         assert!((2.0..4.5).contains(&ratio), "{measured:?}");

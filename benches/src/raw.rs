@@ -3,7 +3,8 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::ops::Deref;
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::ptr::{self, NonNull};
@@ -26,13 +27,7 @@ pub(crate) struct IllegalInstruction(());
 impl IllegalInstruction {
     /// Installs the handler, for the rest of the process's life.
     pub(crate) fn install() -> Result<Self> {
-        // SAFETY: all-zero is a valid `sigaction`: no flags, an empty mask.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_flags = libc::SA_SIGINFO;
-        action.sa_sigaction = skip_ud2 as *const () as usize;
-        // SAFETY: the handler has the type that SA_SIGINFO asks for, and does only what a handler may.
-        let result = unsafe { libc::sigaction(libc::SIGILL, &raw const action, ptr::null_mut()) };
-        ensure!(result == 0, "sigaction: {}", io::Error::last_os_error());
+        on_alternate_stack(libc::SIGILL, skip_ud2)?;
         Ok(Self(()))
     }
 
@@ -46,6 +41,39 @@ impl IllegalInstruction {
     pub(crate) fn handled(&self) -> u64 {
         HANDLED.load(Ordering::Relaxed)
     }
+}
+
+/// What `SA_SIGINFO` asks for.
+type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Bytes of the alternate stack.
+const STACK_SIZE: usize = 0x2_0000;
+
+/// Installs a handler that runs on an alternate stack, as the runtime's do, for the rest of the process's life.
+pub(crate) fn on_alternate_stack(signal: i32, handler: Handler) -> Result<()> {
+    // Never freed: one for each handler that is installed, a few.
+    let memory = Box::leak(vec![0_u8; STACK_SIZE].into_boxed_slice());
+    let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: memory.len() };
+    // SAFETY: the memory is nobody else's and lives for ever.
+    let result = unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) };
+    ensure!(result == 0, "sigaltstack: {}", io::Error::last_os_error());
+    // SAFETY: all-zero is a valid `sigaction`: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    action.sa_sigaction = handler as *const () as usize;
+    // SAFETY: the handler has the type that SA_SIGINFO asks for, and does only what a handler may.
+    let result = unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
+    ensure!(result == 0, "sigaction: {}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// A page of zeros that this process and its children share, never unmapped.
+pub(crate) fn shared_page() -> Result<NonNull<u8>> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, at a place that the kernel chooses.
+    let page = unsafe { libc::mmap(ptr::null_mut(), PAGE_SIZE, protection, flags, -1, 0) };
+    ensure!(page != libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
+    NonNull::new(page.cast()).context("mapped at 0")
 }
 
 extern "C" fn skip_ud2(_signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -73,9 +101,10 @@ mod turn {
 
 /// A second process that answers. It ends with this value.
 pub(crate) struct Partner {
-    pid: libc::pid_t,
     /// None for a partner that answers on a socket.
     word: Option<(Word, Wake)>,
+    // Waits for the child, so it goes after `drop` has told the child to end.
+    child: Child,
 }
 
 /// A page of memory shared with the partner, of which one word is used. Never unmapped: a page for each partner.
@@ -84,13 +113,9 @@ struct Word(&'static AtomicU32);
 
 impl Word {
     fn new() -> Result<Self> {
-        let (protection, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping, at a place that the kernel chooses.
-        let page = unsafe { libc::mmap(ptr::null_mut(), PAGE_SIZE, protection, flags, -1, 0) };
-        ensure!(page != libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
+        let page = shared_page()?;
         // SAFETY: the page is zeroed, aligned, never unmapped, and only used as this atomic word.
-        Ok(Self(unsafe { &*page.cast::<AtomicU32>() }))
+        Ok(Self(unsafe { &*page.as_ptr().cast::<AtomicU32>() }))
     }
 
     /// Waits until the word is not `value`, and returns what it is then.
@@ -126,7 +151,7 @@ impl Partner {
     /// A partner that answers through a shared word.
     pub(crate) fn start(wake: Wake) -> Result<Self> {
         let word = Word::new()?;
-        let pid = fork(|| {
+        let child = Child::start(|| {
             loop {
                 match word.wait_while(turn::NOBODY, wake) {
                     turn::END => return,
@@ -134,16 +159,16 @@ impl Partner {
                 }
             }
         })?;
-        Ok(Self { pid, word: Some((word, wake)) })
+        Ok(Self { word: Some((word, wake)), child })
     }
 
     /// A partner that sends back every byte, until the other end is closed.
     pub(crate) fn echo(mut socket: UnixStream) -> Result<Self> {
-        let pid = fork(move || {
+        let child = Child::start(move || {
             let mut byte = [0];
             while socket.read_exact(&mut byte).and_then(|()| socket.write_all(&byte)).is_ok() {}
         })?;
-        Ok(Self { pid, word: None })
+        Ok(Self { word: None, child })
     }
 
     /// Asks and waits for the answer.
@@ -161,27 +186,42 @@ impl Drop for Partner {
             word.set(turn::END, wake);
         } else {
             // It would wait for a socket whose copies it has itself.
-            // SAFETY: our child, and not yet waited for, so the number is its own.
-            unsafe { libc::kill(self.pid, libc::SIGKILL) };
+            self.child.kill();
         }
-        // SAFETY: our child; no status is asked for.
-        unsafe { libc::waitpid(self.pid, ptr::null_mut(), 0) };
     }
 }
 
-/// Runs a function in a child process, which ends with it.
-fn fork(child: impl FnOnce()) -> Result<libc::pid_t> {
-    // SAFETY: this process has one thread, so the child finds no lock held by another.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()).context("fork"),
-        0 => {
-            // SAFETY: asks for a signal when the parent ends, so that no child outlives an aborted measurement.
-            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-            child();
-            // SAFETY: ends the child at once; nothing that it inherited is run or flushed.
-            unsafe { libc::_exit(0) }
+/// A child process that runs a function and ends; waited for when the value goes.
+pub(crate) struct Child(libc::pid_t);
+
+impl Child {
+    /// Starts it.
+    pub(crate) fn start(child: impl FnOnce()) -> Result<Self> {
+        // SAFETY: this process has one thread, so the child finds no lock held by another.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()).context("fork"),
+            0 => {
+                // SAFETY: asks for a signal when the parent ends, so that no child outlives an aborted measurement.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+                child();
+                // SAFETY: ends the child at once; nothing that it inherited is run or flushed.
+                unsafe { libc::_exit(0) }
+            }
+            pid => Ok(Self(pid)),
         }
-        pid => Ok(pid),
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&self) {
+        // SAFETY: our child, and not yet waited for, so the number is its own.
+        unsafe { libc::kill(self.0, libc::SIGKILL) };
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // SAFETY: our child; no status is asked for.
+        unsafe { libc::waitpid(self.0, ptr::null_mut(), 0) };
     }
 }
 
@@ -200,16 +240,70 @@ mod uffd {
     pub(super) const UFFDIO_WRITEPROTECT: u64 = 0xC018_AA06;
 }
 
-/// A memfd that is mapped and registered with a userfaultfd, as an enclave's view is.
+/// A memfd that is mapped and registered with a userfaultfd, as an enclave's view is: here or in another process.
+pub(crate) struct Space {
+    uffd: OwnedFd,
+    file: File,
+    start: usize,
+    pages: usize,
+}
+
+/// A [`Space`] of this process.
 ///
 /// # Invariants
 ///
-/// `base` is the start of a mapping of `pages` pages that lives as long as this value.
-pub(crate) struct View {
-    uffd: OwnedFd,
-    file: File,
-    base: NonNull<libc::c_void>,
-    pages: usize,
+/// The space is a mapping that lives as long as this value.
+pub(crate) struct View(Space);
+
+/// A [`Space`] of another process, which does nothing else than have it. What is done to it goes through that
+/// process's userfaultfd, as the machine does it.
+pub(crate) struct ForeignView {
+    space: Space,
+    child: Child,
+}
+
+impl ForeignView {
+    /// A view without a page in it, and its process.
+    pub(crate) fn new(pages: usize) -> Result<Self> {
+        let (near, far) = usgx_sys::socket::pair()?;
+        let child = Child::start(move || {
+            // What fails here shows as a hang-up at the other side.
+            let Ok(view) = View::new(pages) else { return };
+            let fds = [view.uffd.as_fd(), view.file.as_fd()];
+            let _ = usgx_sys::socket::send(&far, &view.start.to_le_bytes(), &fds);
+            drop(far);
+            loop {
+                std::thread::park();
+            }
+        })?;
+        let mut start = [0; size_of::<usize>()];
+        let received = usgx_sys::socket::receive_waiting(&near, &mut start)?;
+        let [uffd, file] = <[OwnedFd; 2]>::try_from(received.fds).ok().context("the other process has no view")?;
+        let space = Space { uffd, file: File::from(file), start: usize::from_le_bytes(start), pages };
+        Ok(Self { space, child })
+    }
+}
+
+impl Deref for ForeignView {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        &self.space
+    }
+}
+
+impl Drop for ForeignView {
+    fn drop(&mut self) {
+        self.child.kill();
+    }
+}
+
+impl Deref for View {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        &self.0
+    }
 }
 
 impl View {
@@ -218,22 +312,43 @@ impl View {
         let length = pages * PAGE_SIZE;
         let file = File::from(rustix::fs::memfd_create("view", MemfdFlags::CLOEXEC)?);
         file.set_len(length as u64)?;
-        let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
-        // SAFETY: a new mapping, at a place that the kernel chooses.
-        let base = unsafe { libc::mmap(ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, 0) };
-        ensure!(base != libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
         let flags = libc::O_CLOEXEC | uffd::USER_MODE_ONLY;
         // SAFETY: takes no pointer; makes a descriptor.
         let number = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
         ensure!(number >= 0, "userfaultfd: {}", io::Error::last_os_error());
         // SAFETY: the descriptor is new, so nobody else owns it.
         let uffd = unsafe { OwnedFd::from_raw_fd(i32::try_from(number)?) };
+        let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let base = unsafe { libc::mmap(ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, 0) };
+        ensure!(base != libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
         // INVARIANT: the mapping is new, has this length, and only `drop` unmaps it.
-        let view = Self { uffd, file, base: NonNull::new(base).context("mapped at 0")?, pages };
+        let view = Self(Space { uffd, file, start: base.expose_provenance(), pages });
         view.ioctl(uffd::UFFDIO_API, &mut [uffd::API, uffd::FEATURE_SIGBUS | uffd::FEATURE_WP_SHMEM, 0])?;
         let register = [view.address(0)?, length as u64, uffd::MODE_MISSING | uffd::MODE_WP, 0];
         view.ioctl(uffd::UFFDIO_REGISTER, &mut { register })?;
         Ok(view)
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        let start = ptr::with_exposed_provenance_mut(self.start);
+        // SAFETY: by the invariant this is a whole mapping, and nothing points into it once the value is gone.
+        unsafe { libc::munmap(start, self.pages * PAGE_SIZE) };
+    }
+}
+
+impl Space {
+    /// The same space, to be handed to a child process.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let (uffd, file) = (self.uffd.try_clone()?, self.file.try_clone()?);
+        Ok(Self { uffd, file, ..*self })
+    }
+
+    /// Its first address.
+    pub(crate) fn start(&self) -> usize {
+        self.start
     }
 
     /// Puts a page in.
@@ -242,14 +357,14 @@ impl View {
         self.ioctl(uffd::UFFDIO_COPY, &mut [self.address(page)?, source, PAGE_SIZE as u64, 0, 0])
     }
 
-    /// Makes a page read-only in this process.
-    pub(crate) fn write_protect(&self, page: usize) -> Result<()> {
-        let range = [self.address(page)?, PAGE_SIZE as u64, uffd::WRITEPROTECT_MODE_WP];
+    /// Makes pages read-only in the process.
+    pub(crate) fn write_protect(&self, page: usize, count: usize) -> Result<()> {
+        let range = [self.address(page)?, (count * PAGE_SIZE) as u64, uffd::WRITEPROTECT_MODE_WP];
         self.ioctl(uffd::UFFDIO_WRITEPROTECT, &mut { range })
     }
 
-    /// Reads a page's bytes.
-    pub(crate) fn copy_out(&self, page: usize, to: &mut [u8; PAGE_SIZE]) -> Result<()> {
+    /// Reads pages' bytes.
+    pub(crate) fn copy_out(&self, page: usize, to: &mut [u8]) -> Result<()> {
         Ok(self.file.read_exact_at(to, (page * PAGE_SIZE) as u64)?)
     }
 
@@ -261,7 +376,7 @@ impl View {
 
     fn address(&self, page: usize) -> Result<u64> {
         ensure!(page < self.pages, "page {page} of {}", self.pages);
-        Ok(self.base.as_ptr() as u64 + (page * PAGE_SIZE) as u64)
+        Ok(self.start as u64 + (page * PAGE_SIZE) as u64)
     }
 
     /// A userfaultfd ioctl. Its argument is a structure of 64-bit words.
@@ -271,13 +386,6 @@ impl View {
         let result = unsafe { libc::ioctl(self.uffd.as_raw_fd(), command, argument.as_mut_ptr()) };
         ensure!(result == 0, "userfaultfd ioctl {command:#x}: {}", io::Error::last_os_error());
         Ok(())
-    }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        // SAFETY: by the invariant this is a whole mapping, and nothing points into it once the value is gone.
-        unsafe { libc::munmap(self.base.as_ptr(), self.pages * PAGE_SIZE) };
     }
 }
 
@@ -291,7 +399,7 @@ mod tests {
         let (content, mut back) = ([0xc3; PAGE_SIZE], [0; PAGE_SIZE]);
         view.copy_in(2, &content).unwrap();
         assert!(view.copy_in(2, &content).is_err(), "it is there already");
-        view.write_protect(2).unwrap();
+        view.write_protect(2, 1).unwrap();
         view.copy_out(2, &mut back).unwrap();
         assert_eq!(back, content);
         view.punch(2, 1).unwrap();

@@ -9,7 +9,10 @@ pub(crate) fn table(results: &[Measured]) -> String {
         format!("{:width$}  {:>10}  {:>10}  {:>23}  {:>5}\n", "", "floor", "work", "ratio (95 %)", "bound");
     for result in results {
         let ratio = match (result.ratio, result.ratio_low, result.ratio_high) {
-            (Some(middle), Some(low), Some(high)) => format!("{middle:.2} ({low:.2} to {high:.2})"),
+            (Some(middle), Some(low), Some(high)) if result.unit == "ns" => {
+                format!("{middle:.2} ({low:.2} to {high:.2})")
+            }
+            (Some(middle), ..) => format!("{middle:.2}"),
             _ => String::new(),
         };
         let bound = result.bound.map_or(String::new(), |bound| format!("{bound:.1}"));
@@ -17,11 +20,18 @@ pub(crate) fn table(results: &[Measured]) -> String {
         text += &format!(
             "{:width$}  {:>10}  {:>10}  {ratio:>23}  {bound:>5}{mark}\n",
             result.name,
-            time(result.floor_ns),
-            result.value_ns.map_or(String::new(), time),
+            quantity(result, result.floor_ns),
+            result.value_ns.map_or(String::new(), |value| quantity(result, value)),
         );
     }
     text
+}
+
+fn quantity(result: &Measured, value: f64) -> String {
+    match result.unit {
+        "ns" => time(value),
+        unit => format!("{value:.0} {unit}"),
+    }
 }
 
 /// A time with three digits or so.
@@ -41,6 +51,7 @@ mod tests {
     fn a_table_says_what_is_too_slow() {
         let result = |name: &str, bound| Measured {
             name: name.to_owned(),
+            unit: "ns",
             value_ns: Some(25_000.0),
             floor_ns: 10_000.0,
             ratio: Some(2.5),

@@ -2,5 +2,6 @@
 
 pub(crate) mod crypto;
 pub(crate) mod paging;
+mod raw;
 pub(crate) mod round_trip;
 pub(crate) mod signal;

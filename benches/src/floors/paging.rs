@@ -1,9 +1,13 @@
 //! The least that it takes to give a process a page, and to take it back without losing a write.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
-use crate::measure::Activity;
-use crate::raw::{PAGE_SIZE, View};
+use crate::measure::{Activity, timed};
+use crate::floors::crypto::{page_key, seal_page};
+use crate::floors::raw::{FaultingMemory, thread_time};
+use crate::raw::{ForeignView, PAGE_SIZE, View};
 
 /// Pages in turn, so that no time is spent on one page's cache lines alone.
 const PAGES: usize = 256;
@@ -12,7 +16,7 @@ const PAGES: usize = 256;
 pub(crate) fn map() -> Result<Activity> {
     let view = View::new(PAGES)?;
     let content = Box::new([0x5a; PAGE_SIZE]);
-    Ok(Box::new(move |times| {
+    Ok(timed(move |times| {
         let mut left = times as usize;
         while left > 0 {
             let batch = left.min(PAGES);
@@ -31,14 +35,68 @@ pub(crate) fn map_and_take_back() -> Result<Activity> {
     let view = View::new(PAGES)?;
     let mut content = Box::new([0x5a; PAGE_SIZE]);
     let mut next = 0;
-    Ok(Box::new(move |times| {
+    Ok(timed(move |times| {
         for _ in 0..times {
             view.copy_in(next, &content)?;
-            view.write_protect(next)?;
-            view.copy_out(next, &mut content)?;
+            view.write_protect(next, 1)?;
+            view.copy_out(next, &mut content[..])?;
             view.punch(next, 1)?;
             next = (next + 1) % PAGES;
         }
         Ok(())
+    }))
+}
+
+/// The least of a fault on an evicted page: SIGBUS, a question through a slot to another process, which decrypts (here:
+/// encrypts, which takes as long) and puts the page there, the answer, and the return from the handler.
+pub(crate) fn fault() -> Result<Activity> {
+    let key = page_key()?;
+    let mut count = 0;
+    let memory = FaultingMemory::new(PAGES, move || {
+        let mut page = [0x5a; PAGE_SIZE];
+        count += 1;
+        // A refusal shows at the other side: the page is not encrypted, which it does not look at, but never happens.
+        let _ = seal_page(&key, count, &mut page);
+        page
+    })?;
+    Ok(Box::new(move |times| {
+        let (mut left, mut time) = (times as usize, Duration::ZERO);
+        while left > 0 {
+            let batch = left.min(PAGES);
+            time += memory.touch(batch)?;
+            left -= batch;
+        }
+        Ok(time)
+    }))
+}
+
+/// Pages that are taken away together: a reclaim pass of the driver.
+const BATCH: usize = 16;
+
+/// The least of a reclaim: pages of another process are write-protected, copied out and punched, and encrypted. Time
+/// of the thread, as for the work.
+pub(crate) fn reclaim() -> Result<Activity> {
+    let (view, key) = (ForeignView::new(PAGES)?, page_key()?);
+    let content = Box::new([0x5a; PAGE_SIZE]);
+    let mut pages = vec![0; BATCH * PAGE_SIZE];
+    let mut count = 0;
+    Ok(Box::new(move |times| {
+        let mut time = Duration::ZERO;
+        for turn in 0..times.div_ceil(BATCH as u32) {
+            let first = turn as usize * BATCH % PAGES;
+            for page in first..first + BATCH {
+                view.copy_in(page, &content)?;
+            }
+            let before = thread_time()?;
+            view.write_protect(first, BATCH)?;
+            view.copy_out(first, &mut pages)?;
+            view.punch(first, BATCH)?;
+            for page in pages.chunks_exact_mut(PAGE_SIZE) {
+                count += 1;
+                seal_page(&key, count, page)?;
+            }
+            time += thread_time()? - before;
+        }
+        Ok(time.mul_f64(f64::from(times) / f64::from(times.next_multiple_of(BATCH as u32))))
     }))
 }

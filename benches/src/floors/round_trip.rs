@@ -5,13 +5,23 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::Result;
 
-use crate::measure::Activity;
+use crate::measure::{Activity, timed};
+use crate::floors::raw;
 use crate::raw::{Partner, Wake};
+
+/// Through a slot, as the product's calls go.
+pub(crate) fn slot() -> Result<Activity> {
+    let partner = raw::Partner::start(|_| {})?;
+    Ok(timed(move |times| {
+        (0..times).for_each(|_| partner.round_trip());
+        Ok(())
+    }))
+}
 
 /// Through a word in shared memory.
 pub(crate) fn shared(wake: Wake) -> Result<Activity> {
     let partner = Partner::start(wake)?;
-    Ok(Box::new(move |times| {
+    Ok(timed(move |times| {
         for _ in 0..times {
             partner.round_trip()?;
         }
@@ -23,7 +33,7 @@ pub(crate) fn shared(wake: Wake) -> Result<Activity> {
 pub(crate) fn socket() -> Result<Activity> {
     let (mut near, far) = UnixStream::pair()?;
     let partner = Partner::echo(far)?;
-    Ok(Box::new(move |times| {
+    Ok(timed(move |times| {
         // Lives as long as it is asked.
         let _partner = &partner;
         for _ in 0..times {

@@ -2,18 +2,18 @@
 
 use anyhow::{Result, ensure};
 
-use crate::measure::Activity;
+use crate::measure::{Activity, timed};
 use crate::raw::IllegalInstruction;
 
-/// Raises SIGILL, and a handler skips the instruction.
-pub(crate) fn trap() -> Result<Activity> {
+/// Raises SIGILL so many times for each, and a handler on an alternate stack skips the instruction.
+pub(crate) fn traps(each: u32) -> Result<Activity> {
     let trap = IllegalInstruction::install()?;
-    Ok(Box::new(move |times| {
+    Ok(timed(move |times| {
         let before = trap.handled();
-        for _ in 0..times {
+        for _ in 0..times * each {
             trap.raise();
         }
-        ensure!(trap.handled() - before == u64::from(times), "a trap was not handled");
+        ensure!(trap.handled() - before == u64::from(times * each), "a trap was not handled");
         Ok(())
     }))
 }

@@ -12,6 +12,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Arguments and results of a call.
 pub const NR_WORDS: usize = 10;
+/// How often the runtime looks at [`Slot::turn`] before it sleeps. The machine sleeps at once.
+pub const SPINS: u32 = 100;
 
 /// One thread's slot.
 #[repr(C, align(64))]

@@ -35,7 +35,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("usgx-nostd", &["usgx-isa", "usgx-epc", "usgx-driver"]),
     (
         "usgx-bench",
-        &["usgx-isa", "usgx-epc", "usgx-driver", "usgx-cpu", "usgx-sys", "usgx-machine", "usgx-testkit"],
+        &["usgx-isa", "usgx-wire", "usgx-sys", "usgx-machine", "usgx-testkit"],
     ),
     ("usgx-e2e", &[]),
     ("xtask", &[]),

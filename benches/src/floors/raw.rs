@@ -1,0 +1,192 @@
+//! The floors that need two processes and the product's own channel: a fault that another process repairs, and
+//! pages that are taken away from another process.
+#![expect(unsafe_code, reason = "signal handlers and shared memory are unsafe by nature")]
+
+use std::io;
+use std::ptr;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicPtr, AtomicU64, fence};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use usgx_wire::slot::{NR_WORDS, SPINS, Slot, turn, waiter};
+
+use crate::raw::{Child, PAGE_SIZE, View, on_alternate_stack, shared_page};
+
+/// A slot as the product has it, with a partner process behind it: the same words, the same looking and sleeping, the
+/// same number of bytes.
+#[derive(Clone, Copy)]
+struct Line(&'static Slot);
+
+impl Line {
+    fn new() -> Result<Self> {
+        let page = shared_page()?;
+        // SAFETY: a page of zeros that is never unmapped; a slot is aligned, smaller, and all atomics.
+        Ok(Self(unsafe { &*page.as_ptr().cast::<Slot>() }))
+    }
+
+    /// The runtime's side: makes a call and waits for its result.
+    fn call(self, words: &[u64; NR_WORDS]) -> [u64; NR_WORDS] {
+        let slot = self.0;
+        for (to, from) in slot.words.iter().zip(words) {
+            to.store(*from, Relaxed);
+        }
+        slot.turn.store(turn::CALL, Release);
+        fence(SeqCst);
+        if slot.waiting.load(Relaxed) & waiter::MACHINE != 0 {
+            self.futex(libc::FUTEX_WAKE, i32::MAX as u32);
+        }
+        let answered = (0..SPINS).any(|_| {
+            std::hint::spin_loop();
+            slot.turn.load(Acquire) == turn::REPLY
+        });
+        if !answered {
+            slot.waiting.fetch_or(waiter::RUNTIME, SeqCst);
+            loop {
+                match slot.turn.load(SeqCst) {
+                    turn::REPLY => break,
+                    other => self.futex(libc::FUTEX_WAIT, other),
+                }
+            }
+            slot.waiting.fetch_and(!waiter::RUNTIME, SeqCst);
+        }
+        let result = std::array::from_fn(|index| slot.words[index].load(Relaxed));
+        slot.turn.store(turn::IDLE, Release);
+        result
+    }
+
+    /// The machine's side: answers calls until the slot is closed.
+    fn serve(self, mut work: impl FnMut(&[u64; NR_WORDS])) {
+        let slot = self.0;
+        loop {
+            loop {
+                let seen = slot.turn.load(Acquire);
+                match seen {
+                    turn::CALL => break,
+                    turn::CLOSED => return,
+                    _ => {}
+                }
+                slot.waiting.fetch_or(waiter::MACHINE, SeqCst);
+                fence(SeqCst);
+                if slot.turn.load(SeqCst) == seen {
+                    self.futex(libc::FUTEX_WAIT, seen);
+                }
+                slot.waiting.fetch_and(!waiter::MACHINE, SeqCst);
+            }
+            let words: [u64; NR_WORDS] = std::array::from_fn(|index| slot.words[index].load(Relaxed));
+            work(&words);
+            for (to, from) in slot.words.iter().zip(&words) {
+                to.store(*from, Relaxed);
+            }
+            slot.turn.store(turn::REPLY, SeqCst);
+            fence(SeqCst);
+            if slot.waiting.load(SeqCst) & waiter::RUNTIME != 0 {
+                self.futex(libc::FUTEX_WAKE, i32::MAX as u32);
+            }
+        }
+    }
+
+    fn close(self) {
+        self.0.turn.store(turn::CLOSED, SeqCst);
+        self.futex(libc::FUTEX_WAKE, i32::MAX as u32);
+    }
+
+    fn futex(self, operation: i32, value: u32) {
+        // A wait may return early for any reason: the caller looks again.
+        // SAFETY: the word lives for ever, and without a timeout these operations use no other pointer.
+        unsafe { libc::syscall(libc::SYS_futex, self.0.turn.as_ptr(), operation, value, ptr::null::<u8>()) };
+    }
+}
+
+/// A partner process that answers calls in a slot.
+pub(crate) struct Partner {
+    line: Line,
+    // Waits for the child, so it goes after `drop` has told the child to end.
+    _child: Child,
+}
+
+impl Partner {
+    /// Starts it. It does `work` for each call.
+    pub(crate) fn start(work: impl FnMut(&[u64; NR_WORDS])) -> Result<Self> {
+        let line = Line::new()?;
+        let child = Child::start(move || line.serve(work))?;
+        Ok(Self { line, _child: child })
+    }
+
+    /// Asks and waits for the answer.
+    pub(crate) fn round_trip(&self) {
+        self.line.call(&[0; NR_WORDS]);
+    }
+}
+
+impl Drop for Partner {
+    fn drop(&mut self) {
+        self.line.close();
+    }
+}
+
+/// The slot that the handler of SIGBUS asks.
+static ASKED: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
+/// Faults that the handler had repaired.
+static REPAIRED: AtomicU64 = AtomicU64::new(0);
+
+/// Memory whose missing pages raise SIGBUS, a handler that asks a partner process for them, and the partner, which
+/// puts them there.
+pub(crate) struct FaultingMemory {
+    view: View,
+    partner: Partner,
+}
+
+impl FaultingMemory {
+    /// Makes it. `page` is what the partner does for each page before it puts it there.
+    pub(crate) fn new(pages: usize, mut page: impl FnMut() -> [u8; PAGE_SIZE]) -> Result<Self> {
+        let view = View::new(pages)?;
+        // The partner process has the userfaultfd too, and it stays this process's.
+        let theirs = view.try_clone()?;
+        let start = theirs.start();
+        let partner = Partner::start(move |words| {
+            let index = (words[2] as usize - start) / PAGE_SIZE;
+            // A refusal shows at the other side: the fault comes again, for ever.
+            let _ = theirs.copy_in(index, &page());
+        })?;
+        on_alternate_stack(libc::SIGBUS, ask)?;
+        Ok(Self { view, partner })
+    }
+
+    /// Touches pages; they are not there before.
+    pub(crate) fn touch(&self, count: usize) -> Result<Duration> {
+        ASKED.store(ptr::from_ref(self.partner.line.0).cast_mut(), SeqCst);
+        let before = REPAIRED.load(Relaxed);
+        let start = std::time::Instant::now();
+        for index in 0..count {
+            let address = (self.view.start() + index * PAGE_SIZE) as *const u64;
+            // SAFETY: within the mapping; the fault is repaired by the handler.
+            unsafe { address.read_volatile() };
+        }
+        let time = start.elapsed();
+        let repaired = REPAIRED.load(Relaxed) - before;
+        ensure!(repaired == count as u64, "{repaired} faults for {count} pages");
+        self.view.punch(0, count)?;
+        Ok(time)
+    }
+}
+
+extern "C" fn ask(_signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: set before the first fault, to a slot that lives for ever.
+    let slot = unsafe { &*ASKED.load(SeqCst) };
+    // SAFETY: the kernel's information on a SIGBUS has an address.
+    let address = unsafe { (*info).si_addr() } as u64;
+    let mut words = [0; NR_WORDS];
+    words[2] = address & !(PAGE_SIZE as u64 - 1);
+    Line(slot).call(&words);
+    REPAIRED.fetch_add(1, Relaxed);
+}
+
+/// Nanoseconds that the calling thread has had a processor for.
+pub(crate) fn thread_time() -> Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes the time there.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    ensure!(result == 0, "clock_gettime: {}", io::Error::last_os_error());
+    Ok(Duration::new(u64::try_from(time.tv_sec)?, u32::try_from(time.tv_nsec)?))
+}

@@ -1,0 +1,147 @@
+//! The product's paths that are measured.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::guest::image::{FIRST_DATA, Image, PAGE_SIZE};
+use crate::measure::{Activity, Effort, Measured};
+use crate::product::Machine;
+
+/// Bytes that an enclave page may cost beside its contents.
+const BYTES_BOUND: f64 = 200.0;
+
+/// An empty ECALL: through the vDSO (`ecalls`), or by ENCLU (`raw-ecalls`).
+pub(crate) fn ecall(step: &'static str) -> Result<Activity> {
+    let machine = Machine::start(256)?;
+    let mut program = machine.program()?;
+    program.prepare("small", Image { data_pages: 8, measured: false })?;
+    program.step("load small")?;
+    Ok(Box::new(move |times| {
+        // Lives as long as it is asked.
+        let _machine = &machine;
+        program.step(&format!("{step} small {times}"))
+    }))
+}
+
+/// A fault on an evicted page while the EPC has free pages.
+pub(crate) fn fault(effort: Effort) -> Result<Activity> {
+    let (epc, pages) = if effort.is_small { (256, 64) } else { (4096, 1024) };
+    let machine = Machine::start(epc)?;
+    let mut program = machine.program()?;
+    program.prepare("measured", Image { data_pages: pages, measured: false })?;
+    // Fills the EPC, so that all others have to go, and is gone before anything is measured.
+    program.prepare("displacer", Image { data_pages: epc, measured: false })?;
+    program.step("load measured")?;
+    Ok(Box::new(move |times| {
+        let (mut left, mut time) = (times as usize, Duration::ZERO);
+        while left > 0 {
+            let batch = left.min(pages);
+            program.step("load displacer")?;
+            program.step("close displacer")?;
+            machine.wait_until(|stats| stats.enclaves == 1 && stats.epc_free_pages > (epc / 2) as u64)?;
+            // The page of code and the frame come back first.
+            program.step("touch measured 0 0")?;
+            let before = machine.stats()?;
+            time += program.step(&format!("touch measured 0 {batch}"))?;
+            let loads = machine.stats()?.loads - before.loads;
+            ensure!(loads == batch as u64, "{loads} pages were loaded instead of {batch}");
+            left -= batch;
+        }
+        Ok(time)
+    }))
+}
+
+/// Pages that the program touches between two pauses: what one reclaim pass frees.
+const CHUNK: usize = 16;
+/// Microseconds of such a pause.
+const PAUSE: usize = 500;
+/// How often to measure again when a thread of the program had to reclaim for itself.
+const TRIES: u32 = 20;
+
+/// The reclaim of a page by ksgxd: time of its thread for each page that it evicts. The program touches pages in turn,
+/// and slowly enough.
+pub(crate) fn reclaim(effort: Effort) -> Result<Activity> {
+    let (epc, pages) = if effort.is_small { (256, 512) } else { (1024, 4096) };
+    let machine = Machine::start(epc)?;
+    let mut program = machine.program()?;
+    program.prepare("measured", Image { data_pages: pages, measured: false })?;
+    program.step("load measured")?;
+    let mut next = 0;
+    Ok(Box::new(move |times| {
+        // A few wakes of ksgxd at least.
+        let count = (times as usize).next_multiple_of(CHUNK).max(4 * 2 * CHUNK);
+        for _ in 0..TRIES {
+            let (before, time_before) = (machine.stats()?, machine.thread_time("ksgxd")?);
+            program.step(&format!("stroll measured {next} {count} {CHUNK} {PAUSE}"))?;
+            next = (next + count) % pages;
+            machine.wait_until(|stats| stats.epc_free_pages >= 32)?;
+            let (after, time) = (machine.stats()?, machine.thread_time("ksgxd")? - time_before);
+            let evictions = u32::try_from(after.evictions - before.evictions)?;
+            if after.direct_reclaims == before.direct_reclaims && evictions > 0 {
+                return Ok(time.mul_f64(f64::from(times) / f64::from(evictions)));
+            }
+        }
+        anyhow::bail!("ksgxd does not keep up with a slow program")
+    }))
+}
+
+/// Loading an enclave of 256 MiB, all of it measured. A unit is the whole enclave.
+pub(crate) fn load(pages: usize) -> Result<Activity> {
+    let machine = Machine::start(pages + pages / 16 + 1024)?;
+    let mut program = machine.program()?;
+    program.prepare("large", Image { data_pages: pages - FIRST_DATA, measured: true })?;
+    Ok(Box::new(move |times| {
+        let mut time = Duration::ZERO;
+        for _ in 0..times {
+            time += program.step("load large")?;
+            program.step("close large")?;
+            machine.wait_until(|stats| stats.enclaves == 0)?;
+        }
+        Ok(time)
+    }))
+}
+
+/// What an enclave page costs the machine beside its contents: while it is resident, mapped, or evicted.
+pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
+    let data_pages = if effort.is_small { 4096 } else { 1 << 16 };
+    // On small input the machine's own growth is larger than what is measured.
+    let bound = if effort.is_small { 4096.0 } else { BYTES_BOUND };
+    let image = Image { data_pages, measured: false };
+    let (pages, contents) = (image.pages() as f64, (image.pages() * PAGE_SIZE) as f64);
+    let mut results = Vec::new();
+    let mut most_held = 0.0_f64;
+    let mut note = |state: &str, before: u64, after: u64| {
+        let grown = after as f64 - before as f64;
+        most_held = most_held.max(grown);
+        let name = format!("memory_per_page, {state} (bytes)");
+        // Against one byte, so that the bound is in bytes.
+        results.push(Measured::bytes(&name, (grown - contents) / pages, 1.0, bound));
+    };
+    let warm_up = Image { data_pages: 256, measured: false };
+    for (states, epc) in [(&["resident", "mapped"][..], image.pages() + data_pages / 16 + 1024), (&["evicted"], 1024)] {
+        let machine = Machine::start(epc)?;
+        let mut program = machine.program()?;
+        program.prepare("warm-up", warm_up)?;
+        program.prepare("large", image)?;
+        for step in ["load warm-up", "touch warm-up 0 256", "close warm-up"] {
+            program.step(step)?;
+        }
+        machine.wait_until(|stats| stats.enclaves == 0)?;
+        let before = machine.memory()?;
+        program.step("load large")?;
+        for state in states {
+            if *state == "mapped" {
+                program.step(&format!("touch large 0 {data_pages}"))?;
+            }
+            let stats = machine.stats()?;
+            let client = stats.clients.first().context("the program is not there")?;
+            let (is_resident, is_mapped) = (client.evicted_pages == 0, stats.mapped_pages >= data_pages as u64);
+            ensure!((is_resident, is_mapped) == (*state != "evicted", *state == "mapped"), "{state}: {stats:#?}");
+            note(state, before, machine.memory()?);
+        }
+    }
+    let name = "contents held (bytes)";
+    results.push(Measured::bytes(name, most_held, contents, 1.0 + bound / PAGE_SIZE as f64));
+    Ok(results)
+}
