@@ -66,8 +66,9 @@ pub struct ExecRequest {
     pub pid: u32,
     /// The calling thread, as it sees itself (the attendant uses the sender's credentials where IDs differ).
     pub tid: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// [`EXEC_BEGIN`]: signals that the program blocks and the kernel does not know to be blocked, bit `n - 1`
+    /// for signal `n`: the new image inherits them.
+    pub blocked: u32,
 }
 
 /// The attendant's answer.

@@ -1,8 +1,8 @@
 //! `execve`: the attendant must put the runtime into the new image.
 //!
 //! The attendant seizes the thread before the call and injects at the exec stop. The call itself is made in the
-//! program's context, with the program's mask, so that the new image inherits exactly that. Handlers are reset by
-//! the kernel; a signal that the program ignores must be ignored by the kernel, too.
+//! program's context, with the program's mask, so that the new image inherits exactly that; which of the runtime's
+//! signals the program blocks, the attendant is told. Handlers are reset by the kernel; a signal that the program ignores must be ignored by the kernel, too.
 
 use usgx_wire::boot::{EXEC_BEGIN, EXEC_FAILED, EXIT_NOTICE, ExecAnswer, ExecRequest, flags};
 
@@ -21,10 +21,10 @@ const PR_SET_DUMPABLE: u64 = 4;
 const PR_SET_PTRACER: u64 = 0x5961_6d61;
 
 /// Asks the attendant; `Ok` if it agrees.
-fn ask(kind: u32) -> Result<(), i64> {
+fn ask(kind: u32, blocked: u32) -> Result<(), i64> {
     let boot = BOOT.get();
     let [ours, theirs] = link::socket_pair()?;
-    let request = ExecRequest { kind, pid: getpid(), tid: gettid(), reserved: 0 };
+    let request = ExecRequest { kind, pid: getpid(), tid: gettid(), blocked };
     let mut answer = ExecAnswer { status: 0 };
     let result = link::ask(boot.attendant_fd, &request, theirs, ours, &mut answer);
     close(ours);
@@ -41,7 +41,9 @@ pub fn execve(uc: &mut Ucontext, number: u64, args: [u64; 6]) -> i64 {
         }
         sys!(nr::PRCTL, PR_SET_PTRACER, BOOT.get().attendant_pid);
     }
-    if ask(EXEC_BEGIN).is_err() {
+    // SAFETY: handlers run on the runtime's stack.
+    let blocked = (unsafe { Thread::current_from_sp() }.mask & OWNED) as u32;
+    if ask(EXEC_BEGIN, blocked).is_err() {
         complain(
             "usgx: cannot run a new program: the process that puts the runtime into it is gone or may not \
              trace this one (is another debugger attached?)\n",
@@ -88,12 +90,12 @@ pub fn on_failed(thread: &mut Thread, uc: &mut Ucontext) -> bool {
 
 fn failed() {
     // If the attendant is gone there is nobody to let go of.
-    let _ = ask(EXEC_FAILED);
+    let _ = ask(EXEC_FAILED, 0);
 }
 
 /// Tells the attendant, if it wants to know, that the run's first process ends.
 pub fn announce_exit() {
     if BOOT.get().flags & flags::ANNOUNCE_EXIT != 0 && is_first() {
-        let _ = ask(EXIT_NOTICE);
+        let _ = ask(EXIT_NOTICE, 0);
     }
 }

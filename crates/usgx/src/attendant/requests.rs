@@ -33,8 +33,9 @@ pub(super) enum Event {
     HangUp,
     /// Something that makes no sense.
     Malformed,
-    /// The thread is about to call `execve`. `None`: there is no such thread.
-    ExecBegin(Option<Tid>, Reply),
+    /// The thread is about to call `execve`, with these signals blocked of which its kernel does not know. `None`:
+    /// there is no such thread.
+    ExecBegin(Option<Tid>, u64, Reply),
     /// Its `execve` has failed.
     ExecFailed(Option<Tid>, Reply),
     /// The run's first process is about to end.
@@ -60,7 +61,9 @@ pub(super) fn next(socket: BorrowedFd<'_>) -> Result<Event> {
     };
     let reply = Reply(reply);
     Ok(match request.kind {
-        EXEC_BEGIN => Event::ExecBegin(true_thread(sender, &request), reply),
+        EXEC_BEGIN => {
+            Event::ExecBegin(true_thread(sender, &request), u64::from(request.blocked), reply)
+        },
         EXEC_FAILED => Event::ExecFailed(true_thread(sender, &request), reply),
         EXIT_NOTICE => Event::ExitNotice(reply),
         _ => Event::Malformed,
@@ -70,7 +73,7 @@ pub(super) fn next(socket: BorrowedFd<'_>) -> Result<Event> {
 fn parse(bytes: &[u8]) -> Option<ExecRequest> {
     let bytes: &[u8; size_of::<ExecRequest>()] = bytes.try_into().ok()?;
     let field = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    Some(ExecRequest { kind: field(0), pid: field(4), tid: field(8), reserved: field(12) })
+    Some(ExecRequest { kind: field(0), pid: field(4), tid: field(8), blocked: field(12) })
 }
 
 /// The thread as this process numbers it: in another PID namespace it sees itself under other numbers.
@@ -112,9 +115,9 @@ mod tests {
         assert_eq!(innermost_tid("Name:\tsh\n"), None);
         let pid = std::process::id();
         let own = Tid::try_from(pid).expect("process IDs fit");
-        let request = ExecRequest { kind: EXEC_BEGIN, pid, tid: pid, reserved: 0 };
+        let request = ExecRequest { kind: EXEC_BEGIN, pid, tid: pid, blocked: 0 };
         assert_eq!(true_thread(own, &request), Some(own));
-        let request = ExecRequest { kind: EXEC_BEGIN, pid, tid: 1, reserved: 0 };
+        let request = ExecRequest { kind: EXEC_BEGIN, pid, tid: 1, blocked: 0 };
         assert_eq!(true_thread(own, &request), None);
     }
 

@@ -3,7 +3,7 @@
 //! A thread is seized while it waits for the attendant's answer. It then reports its new image, or that it has
 //! failed, or its death. Signals on the way are passed on, and stops of job control are left as they are.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
 
@@ -21,8 +21,9 @@ const EIO: i32 = 5;
 #[derive(Debug)]
 pub(super) struct Tracees {
     injector: Injector,
-    /// Threads that are seized.
-    seized: HashSet<Tid>,
+    /// Threads that are seized, and the signals that their new images find blocked beside those of the kernel's
+    /// mask.
+    seized: HashMap<Tid, u64>,
     /// The run's first process, until it has its image.
     first: Option<Tid>,
 }
@@ -47,18 +48,19 @@ impl Tracees {
                 ),
             }
         }
-        Ok(Self { injector, seized: HashSet::from([pid]), first: Some(pid) })
+        Ok(Self { injector, seized: HashMap::from([(pid, 0)]), first: Some(pid) })
     }
 
-    /// Seizes a thread that is about to call `execve`; 0 or a negative errno.
-    pub(super) fn seize(&mut self, thread: Option<Tid>) -> i32 {
+    /// Seizes a thread that is about to call `execve` with these signals blocked; 0 or a negative errno.
+    pub(super) fn seize(&mut self, thread: Option<Tid>, blocked: u64) -> i32 {
         let Some(tid) = thread else { return -ESRCH };
-        if self.seized.contains(&tid) {
+        if let Some(known) = self.seized.get_mut(&tid) {
+            *known = blocked;
             return 0;
         }
         match ptrace::seize(tid) {
             Ok(()) => {
-                self.seized.insert(tid);
+                self.seized.insert(tid, blocked);
                 0
             }
             Err(error) => -error.raw_os_error().unwrap_or(EPERM),
@@ -68,7 +70,7 @@ impl Tracees {
     /// Lets a thread go whose `execve` has failed; 0 or a negative errno.
     pub(super) fn release(&mut self, thread: Option<Tid>) -> i32 {
         let Some(tid) = thread else { return -ESRCH };
-        if !self.seized.remove(&tid) {
+        if self.seized.remove(&tid).is_none() {
             return 0;
         }
         let released = || -> std::io::Result<()> {
@@ -119,12 +121,11 @@ impl Tracees {
     /// Puts the runtime into a new image, or ends the process: it must not run on without.
     fn handle_exec(&mut self, pid: Tid) {
         // The thread that called execve has become the process's first; all others have ended.
-        if let Ok(former) = ptrace::former_tid(pid) {
-            self.seized.remove(&former);
-        }
-        self.seized.remove(&pid);
+        let first_thread = self.seized.remove(&pid);
+        let caller = ptrace::former_tid(pid).ok().and_then(|former| self.seized.remove(&former));
+        let blocked = caller.or(first_thread).unwrap_or(0);
         let first = self.first == Some(pid);
-        match self.injector.inject(pid, first) {
+        match self.injector.inject(pid, first, blocked) {
             Ok(()) => {
                 if first {
                     self.first = None;

@@ -71,16 +71,17 @@ impl Injector {
     }
 
     /// Puts the runtime into `pid`, which is stopped at its `execve` event, and lets it go. `first`: this is the
-    /// run's first image, without a seccomp filter yet.
+    /// run's first image, without a seccomp filter yet. `blocked`: signals that it finds blocked, beside those of
+    /// the kernel's mask.
     ///
     /// # Errors
     ///
     /// The process is still stopped and traced, unless it is gone.
-    pub(crate) fn inject(&self, pid: Tid, first: bool) -> Result<(), Refusal> {
-        Ok(self.try_inject(pid, first)?)
+    pub(crate) fn inject(&self, pid: Tid, first: bool, blocked: u64) -> Result<(), Refusal> {
+        Ok(self.try_inject(pid, first, blocked)?)
     }
 
-    fn try_inject(&self, pid: Tid, first: bool) -> Result<()> {
+    fn try_inject(&self, pid: Tid, first: bool, blocked: u64) -> Result<()> {
         let mut remote = Remote::at_exec(pid)?;
         let Some(start) = remote.start() else {
             bail!("it is a 32-bit program, and usgx runs 64-bit ones only");
@@ -112,7 +113,7 @@ impl Injector {
             ptrace::write_memory(pid, entry.address, &place::VDSO_BASE.to_le_bytes())
                 .context("writing the program's auxiliary vector")?;
         }
-        remote.finish(self.runtime.entry)
+        remote.finish(self.runtime.entry, blocked)
     }
 
     /// The bytes of the [`boot::Boot`] for one image.

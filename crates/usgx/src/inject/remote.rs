@@ -115,8 +115,8 @@ impl Remote {
         Ok(result)
     }
 
-    /// Puts everything back and lets the program run, from `entry` on.
-    pub(crate) fn finish(self, entry: u64) -> Result<()> {
+    /// Puts everything back and lets the program run, from `entry` on, with these signals blocked as well.
+    pub(crate) fn finish(self, entry: u64, blocked: u64) -> Result<()> {
         let mut registers = self.start.context("a 32-bit program")?;
         if let Some(word) = self.code {
             ptrace::poke(self.pid, registers.rip, word)?;
@@ -125,7 +125,7 @@ impl Remote {
         // Not in a system call any more: nothing to restart.
         registers.orig_rax = u64::MAX;
         ptrace::set_registers(self.pid, &registers)?;
-        ptrace::set_signal_mask(self.pid, self.mask)?;
+        ptrace::set_signal_mask(self.pid, self.mask | blocked)?;
         // All that can have come are stop signals: sent again, they stop the program as its sender wanted.
         for &signal in &self.held_back {
             ptrace::tgkill(self.pid, self.pid, signal)?;
