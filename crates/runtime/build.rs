@@ -8,7 +8,16 @@ fn main() {
     let script = Path::new(&root).join("link.ld");
     println!("cargo::rerun-if-changed={}", script.display());
     println!("cargo::rerun-if-changed=build.rs");
-    let arguments = ["-nostartfiles", "-nodefaultlibs", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,norelro", "-Wl,-z,noexecstack"];
+    let arguments = [
+        "-nostartfiles",
+        "-nodefaultlibs",
+        "-nostdlib",
+        "-static",
+        "-no-pie",
+        "-Wl,--build-id=none",
+        "-Wl,-z,norelro",
+        "-Wl,-z,noexecstack",
+    ];
     for argument in arguments {
         println!("cargo::rustc-link-arg-bins={argument}");
     }

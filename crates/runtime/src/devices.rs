@@ -142,10 +142,10 @@ pub fn open(number: u64, args: [u64; 6]) -> Option<i64> {
     if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL {
         return Some(-errno::EEXIST);
     }
-    if kind == device::ENCLAVE {
-        if let Err(error) = filter::arm_memory() {
-            return Some(-error);
-        }
+    if kind == device::ENCLAVE
+        && let Err(error) = filter::arm_memory()
+    {
+        return Some(-error);
     }
     let request = Request { op: op::OPEN, reserved: 0, args: [kind, flags & O_ACCMODE, 0, 0] };
     let (answer, [fd, _]) = link::channel_call(request, None, flags & O_CLOEXEC != 0);
@@ -287,7 +287,8 @@ pub fn access(number: u64, args: [u64; 6]) -> Option<i64> {
 }
 
 /// Entries that a listing of `/dev` gets in front: inode number, offset, length, type, name.
-const ENTRIES: [(&[u8], u8, u64); 3] = [(b"sgx_enclave", 2, 1125), (b"sgx_provision", 2, 1126), (b"sgx", 4, 1000)];
+const ENTRIES: [(&[u8], u8, u64); 3] =
+    [(b"sgx_enclave", 2, 1125), (b"sgx_provision", 2, 1126), (b"sgx", 4, 1000)];
 const ENTRY_SIZES: [usize; 3] = [32, 40, 24];
 const EXTRA: usize = 96;
 

@@ -21,7 +21,7 @@ use crate::sys;
 /// Most enclaves that a process knows at the same time.
 pub const MAX_ENCLAVES: usize = 512;
 /// Bytes reserved for each enclave's window.
-const WINDOW_STRIDE: u64 = (RUNTIME_END - WINDOWS_BASE) / MAX_ENCLAVES as u64 & !0xfff;
+const WINDOW_STRIDE: u64 = ((RUNTIME_END - WINDOWS_BASE) / MAX_ENCLAVES as u64) & !0xfff;
 /// Most separate mappings.
 pub const MAX_MAPPINGS: usize = 16384;
 
@@ -122,8 +122,9 @@ impl Enclave {
         const PROT_RW: u64 = 3;
         const MAP_SHARED_FIXED: u64 = 0x11;
         // SAFETY: the place is the runtime's, and this enclave's alone.
-        let result =
-            unsafe { sys!(nr::MMAP, place, bytes, PROT_RW, MAP_SHARED_FIXED, self.window_fd.load(Ordering::Relaxed), 0) };
+        let result = unsafe {
+            sys!(nr::MMAP, place, bytes, PROT_RW, MAP_SHARED_FIXED, self.window_fd.load(Ordering::Relaxed), 0)
+        };
         if result < 0 {
             return Err(-result);
         }
@@ -156,7 +157,13 @@ pub fn all() -> impl Iterator<Item = &'static Enclave> {
 }
 
 /// Enters an enclave. Preconditions: [`CHANGES`] is held.
-pub fn add_locked(handle: u64, ino: u64, view_fd: i32, window_fd: i32, max_prot: Option<u32>) -> Option<&'static Enclave> {
+pub fn add_locked(
+    handle: u64,
+    ino: u64,
+    view_fd: i32,
+    window_fd: i32,
+    max_prot: Option<u32>,
+) -> Option<&'static Enclave> {
     let enclave = ENCLAVES.iter().find(|enclave| enclave.handle() == 0)?;
     enclave.ino.store(ino, Ordering::Relaxed);
     enclave.view_fd.store(view_fd, Ordering::Relaxed);
@@ -242,7 +249,8 @@ impl Entry {
 
 /// Sorted by address, no two overlap; the first `COUNT` are in use.
 static MAPPINGS: [Entry; MAX_MAPPINGS] =
-    [const { Entry { start: AtomicU64::new(0), end: AtomicU64::new(0), rest: AtomicU64::new(0) } }; MAX_MAPPINGS];
+    [const { Entry { start: AtomicU64::new(0), end: AtomicU64::new(0), rest: AtomicU64::new(0) } };
+        MAX_MAPPINGS];
 static COUNT: AtomicU32 = AtomicU32::new(0);
 /// Odd while the table changes.
 static SEQUENCE: AtomicU32 = AtomicU32::new(0);

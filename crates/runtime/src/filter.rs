@@ -180,7 +180,9 @@ const _: () = assert!(RUNTIME_BASE & 0xffff_ffff == 0);
 pub fn install() -> Result<(), i64> {
     let boot = BOOT.get();
     let mut a = Assembler::new();
-    for number in [nr::RT_SIGACTION, nr::RT_SIGPROCMASK, nr::RT_SIGRETURN, nr::OPENAT, nr::OPEN, nr::OPENAT2, nr::CREAT] {
+    for number in
+        [nr::RT_SIGACTION, nr::RT_SIGPROCMASK, nr::RT_SIGRETURN, nr::OPENAT, nr::OPEN, nr::OPENAT2, nr::CREAT]
+    {
         a.trap(number);
     }
     a.when(nr::IOCTL, |a| {
@@ -207,7 +209,14 @@ pub fn install() -> Result<(), i64> {
         a.check();
         a.allow();
     });
-    let signals = [nr::SIGALTSTACK, nr::RT_SIGSUSPEND, nr::RT_SIGTIMEDWAIT, nr::RT_SIGPENDING, nr::SIGNALFD, nr::SIGNALFD4];
+    let signals = [
+        nr::SIGALTSTACK,
+        nr::RT_SIGSUSPEND,
+        nr::RT_SIGTIMEDWAIT,
+        nr::RT_SIGPENDING,
+        nr::SIGNALFD,
+        nr::SIGNALFD4,
+    ];
     let processes = [nr::CLONE, nr::CLONE3, nr::FORK, nr::VFORK, nr::EXECVE, nr::EXECVEAT, nr::EXIT];
     for number in signals.into_iter().chain(processes).chain([nr::CLOSE_RANGE, nr::SECCOMP]) {
         a.trap(number);
@@ -227,7 +236,8 @@ pub fn install() -> Result<(), i64> {
         a.refuse_reserved(number, index);
     }
     if boot.flags & flags::DEVICES_ARE_FILES == 0 {
-        let paths = [nr::STAT, nr::LSTAT, nr::NEWFSTATAT, nr::STATX, nr::ACCESS, nr::FACCESSAT, nr::FACCESSAT2];
+        let paths =
+            [nr::STAT, nr::LSTAT, nr::NEWFSTATAT, nr::STATX, nr::ACCESS, nr::FACCESSAT, nr::FACCESSAT2];
         for number in paths.into_iter().chain([nr::GETDENTS64]) {
             a.trap(number);
         }

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, Ordering, fence};
 use usgx_wire::channel::{Answer, HELLO_MAGIC, Hello, Request, Welcome, op};
 use usgx_wire::place::REGION_BASE;
 use usgx_wire::process::{self, DATA_OFFSET, DATA_SIZE, Header, REGION_SIZE, SLOT_STRIDE, SLOTS_OFFSET};
-use usgx_wire::slot::{NR_WORDS, Slot, turn, upcall, waiter};
+use usgx_wire::slot::{NR_WORDS, SPINS, Slot, turn, upcall, waiter};
 
 use crate::arch::lock::Lock;
 use crate::arch::syscall::{errno, nr};
@@ -68,7 +68,8 @@ mod message {
     /// Sends one message with at most one descriptor.
     pub(super) fn send<T>(socket: i32, message: &T, fd: Option<i32>) -> Result<(), i64> {
         let iov = Iovec { base: (&raw const *message) as u64, len: size_of::<T>() as u64 };
-        let mut control = Control { len: 20, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [fd.unwrap_or(-1), -1] };
+        let mut control =
+            Control { len: 20, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [fd.unwrap_or(-1), -1] };
         let header = Msghdr {
             name: 0,
             namelen: 0,
@@ -183,7 +184,8 @@ fn map_region(region: i32, welcome: &Welcome) -> Result<(), i64> {
     const PROT_RW: u64 = 3;
     const MAP_SHARED_FIXED_NORESERVE: u64 = 0x1 | 0x10 | 0x4000;
     // SAFETY: the place is the runtime's; at most the parent's region is replaced, which this process does not use.
-    let result = unsafe { sys!(nr::MMAP, REGION_BASE, REGION_SIZE, PROT_RW, MAP_SHARED_FIXED_NORESERVE, region, 0) };
+    let result =
+        unsafe { sys!(nr::MMAP, REGION_BASE, REGION_SIZE, PROT_RW, MAP_SHARED_FIXED_NORESERVE, region, 0) };
     if result < 0 {
         return Err(-result);
     }
@@ -326,8 +328,6 @@ pub fn end_slot(thread: &mut Thread, own_fds: bool) {
 
 const FUTEX_WAIT: u64 = 0;
 const FUTEX_WAKE: u64 = 1;
-/// How often `turn` is looked at before the thread sleeps.
-const SPINS: u32 = 100;
 
 /// Makes a call and waits for its result; serves the machine's upcalls meanwhile. `words[0]` is the call; in the
 /// result `words[1]` is -EIO if the machine is gone.
@@ -352,7 +352,8 @@ pub fn slot_call(thread: &mut Thread, words: [u64; NR_WORDS]) -> [u64; NR_WORDS]
                 break result;
             }
             Some(turn::UPCALL) => {
-                let question: [u64; NR_WORDS] = core::array::from_fn(|i| slot.words[i].load(Ordering::Relaxed));
+                let question: [u64; NR_WORDS] =
+                    core::array::from_fn(|i| slot.words[i].load(Ordering::Relaxed));
                 let answer = serve(thread, &question);
                 slot.words[1].store(answer, Ordering::Relaxed);
                 pass_turn(slot, turn::ANSWER);
@@ -442,7 +443,8 @@ fn signal_pending(thread: &Thread) -> bool {
     unsafe { sys!(nr::RT_SIGPENDING, &raw mut pending, 8) };
     let actions = thread.process().actions.lock();
     (1..=64).any(|sig| {
-        let harmless = bit(signum::SIGCHLD) | bit(signum::SIGCONT) | bit(signum::SIGURG) | bit(signum::SIGWINCH);
+        let harmless =
+            bit(signum::SIGCHLD) | bit(signum::SIGCONT) | bit(signum::SIGURG) | bit(signum::SIGWINCH);
         let handler = actions.get(sig).handler;
         pending & !thread.mask & bit(sig) != 0 && handler != 1 && !(handler == 0 && harmless & bit(sig) != 0)
     })

@@ -65,19 +65,37 @@ pub fn is_reserved(fd: i64) -> bool {
     (base..base + i64::from(boot.fd_count)).contains(&fd)
 }
 
-/// Moves a descriptor out of the program's way, to a reserved number if one is free, close-on-exec.
+/// Moves a descriptor out of the program's way, close-on-exec: to a reserved number if one is free, else to the
+/// lowest free one beyond; if the limit of open files has come down below those, to one just below the limit.
 pub fn reserve(fd: i32) -> i32 {
-    const F_DUPFD_CLOEXEC: u64 = 1030;
     if fd < 0 {
         return fd;
     }
-    let boot = BOOT.get();
-    // The kernel finds the lowest free number; beyond the reserved range it is as good as any other.
-    // SAFETY: duplicates a descriptor of the runtime.
-    let moved = unsafe { sys!(nr::FCNTL, fd, F_DUPFD_CLOEXEC, boot.fd_base) };
-    if moved < 0 {
-        return fd;
-    }
+    let base = i64::from(BOOT.get().fd_base);
+    let moved = duplicate(fd, base).or_else(|| {
+        let top = open_file_limit() - RESERVE;
+        (i64::from(fd) < top).then(|| duplicate(fd, top)).flatten()
+    });
+    let Some(moved) = moved else { return fd };
     close(fd);
-    moved as i32
+    moved
+}
+
+/// Numbers below a low limit that the runtime prefers.
+const RESERVE: i64 = 16;
+
+/// Duplicates `fd` to the lowest free number from `least` on.
+fn duplicate(fd: i32, least: i64) -> Option<i32> {
+    const F_DUPFD_CLOEXEC: u64 = 1030;
+    // SAFETY: duplicates a descriptor of the runtime.
+    let moved = unsafe { sys!(nr::FCNTL, fd, F_DUPFD_CLOEXEC, least) };
+    (moved >= 0).then_some(moved as i32)
+}
+
+fn open_file_limit() -> i64 {
+    const RLIMIT_NOFILE: u64 = 7;
+    let mut limit = [0u64; 2];
+    // SAFETY: the kernel writes a `struct rlimit`.
+    unsafe { sys!(nr::GETRLIMIT, RLIMIT_NOFILE, limit.as_mut_ptr()) };
+    limit[0] as i64
 }

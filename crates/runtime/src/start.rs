@@ -146,11 +146,11 @@ fn patch_mapped() {
             break;
         }
         for byte in &buffer[..read as usize] {
-            if let Some(range) = line.feed(*byte) {
-                if count < ranges.len() {
-                    ranges[count] = range;
-                    count += 1;
-                }
+            if let Some(range) = line.feed(*byte)
+                && count < ranges.len()
+            {
+                ranges[count] = range;
+                count += 1;
             }
         }
     }

@@ -226,7 +226,14 @@ fn map_record(index: u32) -> Option<()> {
     const MAP_PRIVATE_ANONYMOUS_FIXED_NORESERVE: u64 = 0x2 | 0x20 | 0x10 | 0x4000;
     // SAFETY: the range is the runtime's and unused.
     let result = unsafe {
-        sys!(nr::MMAP, base + GUARD_SIZE, THREAD_STRIDE - GUARD_SIZE, PROT_RW, MAP_PRIVATE_ANONYMOUS_FIXED_NORESERVE, -1i64)
+        sys!(
+            nr::MMAP,
+            base + GUARD_SIZE,
+            THREAD_STRIDE - GUARD_SIZE,
+            PROT_RW,
+            MAP_PRIVATE_ANONYMOUS_FIXED_NORESERVE,
+            -1i64
+        )
     };
     (result > 0).then_some(())
 }

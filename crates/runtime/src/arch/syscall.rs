@@ -32,9 +32,15 @@ pub unsafe fn syscall(number: u64, args: [u64; 6]) -> i64 {
 /// [`syscall`] is.
 #[macro_export]
 macro_rules! sys {
-    ($nr:expr) => { $crate::arch::syscall::syscall($nr, [0; 6]) };
-    ($nr:expr, $a:expr) => { $crate::arch::syscall::syscall($nr, [$a as u64, 0, 0, 0, 0, 0]) };
-    ($nr:expr, $a:expr, $b:expr) => { $crate::arch::syscall::syscall($nr, [$a as u64, $b as u64, 0, 0, 0, 0]) };
+    ($nr:expr) => {
+        $crate::arch::syscall::syscall($nr, [0; 6])
+    };
+    ($nr:expr, $a:expr) => {
+        $crate::arch::syscall::syscall($nr, [$a as u64, 0, 0, 0, 0, 0])
+    };
+    ($nr:expr, $a:expr, $b:expr) => {
+        $crate::arch::syscall::syscall($nr, [$a as u64, $b as u64, 0, 0, 0, 0])
+    };
     ($nr:expr, $a:expr, $b:expr, $c:expr) => {
         $crate::arch::syscall::syscall($nr, [$a as u64, $b as u64, $c as u64, 0, 0, 0])
     };
@@ -45,7 +51,10 @@ macro_rules! sys {
         $crate::arch::syscall::syscall($nr, [$a as u64, $b as u64, $c as u64, $d as u64, $e as u64, 0])
     };
     ($nr:expr, $a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr) => {
-        $crate::arch::syscall::syscall($nr, [$a as u64, $b as u64, $c as u64, $d as u64, $e as u64, $f as u64])
+        $crate::arch::syscall::syscall(
+            $nr,
+            [$a as u64, $b as u64, $c as u64, $d as u64, $e as u64, $f as u64],
+        )
     };
 }
 
@@ -88,6 +97,7 @@ pub mod nr {
     pub const GETCWD: u64 = 79;
     pub const CREAT: u64 = 85;
     pub const READLINK: u64 = 89;
+    pub const GETRLIMIT: u64 = 97;
     pub const RT_SIGPENDING: u64 = 127;
     pub const RT_SIGTIMEDWAIT: u64 = 128;
     pub const RT_SIGSUSPEND: u64 = 130;

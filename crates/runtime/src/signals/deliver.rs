@@ -3,17 +3,17 @@
 use core::sync::atomic::Ordering;
 
 use super::frame::{
-    FP_MAGIC1, FXSAVE_SIZE, FpState, OWNED, RtSigframe, SS_AUTODISARM, SS_DISABLE, SigInfo, Sigaction, StackT,
-    Ucontext, bit, signum,
+    FP_MAGIC1, FXSAVE_SIZE, FpState, OWNED, RtSigframe, SS_AUTODISARM, SS_DISABLE, SigInfo, Sigaction,
+    StackT, Ucontext, bit, signum,
 };
 use super::tables::{self, DEFAULT, IGNORE, sa};
 use crate::arch::syscall::{errno, nr};
 use crate::arch::{getpid, gettid};
-use crate::{enclaves, enclu};
 use crate::sys;
 use crate::syscalls::stubs;
 use crate::thread::Thread;
 use crate::usercopy;
+use crate::{enclaves, enclu};
 
 const RED_ZONE: u64 = 128;
 const USER_CS: u16 = 0x33;
@@ -33,7 +33,13 @@ pub fn deliver_sync(thread: &mut Thread, uc: &mut Ucontext, sig: i32, info: &Sig
 
 /// Hands a signal that somebody sent to the program. `temporary` is the mask in force while the interrupted
 /// system call waited, if it had one of its own.
-pub fn deliver_async(thread: &mut Thread, uc: &mut Ucontext, sig: i32, info: &SigInfo, temporary: Option<u64>) {
+pub fn deliver_async(
+    thread: &mut Thread,
+    uc: &mut Ucontext,
+    sig: i32,
+    info: &SigInfo,
+    temporary: Option<u64>,
+) {
     let temporary = temporary.or_else(|| stubs::temporary_mask(uc));
     if OWNED & bit(sig) != 0 && temporary.unwrap_or(thread.mask) & bit(sig) != 0 {
         hold(thread, sig, info);
@@ -44,7 +50,8 @@ pub fn deliver_async(thread: &mut Thread, uc: &mut Ucontext, sig: i32, info: &Si
         IGNORE => {}
         DEFAULT => {
             // One of ours, or the handler was taken away while the signal was on its way.
-            let harmless = bit(signum::SIGCHLD) | bit(signum::SIGCONT) | bit(signum::SIGURG) | bit(signum::SIGWINCH);
+            let harmless =
+                bit(signum::SIGCHLD) | bit(signum::SIGCONT) | bit(signum::SIGURG) | bit(signum::SIGWINCH);
             if harmless & bit(sig) == 0 {
                 die_again(sig, info);
             }
@@ -206,7 +213,8 @@ pub fn sigreturn(thread: &mut Thread, uc: &mut Ucontext) {
         return;
     };
     let ours = uc.mcontext.fpstate;
-    let fpstate = if new.mcontext.fpstate == 0 || ours == 0 { 0 } else { load_fpstate(ours, new.mcontext.fpstate) };
+    let fpstate =
+        if new.mcontext.fpstate == 0 || ours == 0 { 0 } else { load_fpstate(ours, new.mcontext.fpstate) };
     uc.mcontext = super::frame::Sigcontext { fpstate, ..new.mcontext };
     const UC_KNOWN: u64 = 7;
     uc.flags = new.flags & UC_KNOWN;
@@ -225,7 +233,13 @@ fn load_fpstate(ours: u64, theirs: u64) -> u64 {
     let size = area.extended_size as usize;
     if area.magic1 == FP_MAGIC1 && (FXSAVE_SIZE..=room).contains(&size) {
         // SAFETY: `size` is within the area.
-        unsafe { usercopy::copy_in((ours as *mut u8).add(FXSAVE_SIZE), theirs + FXSAVE_SIZE as u64, size - FXSAVE_SIZE) };
+        unsafe {
+            usercopy::copy_in(
+                (ours as *mut u8).add(FXSAVE_SIZE),
+                theirs + FXSAVE_SIZE as u64,
+                size - FXSAVE_SIZE,
+            )
+        };
     } else {
         area.magic1 = 0;
     }

@@ -54,10 +54,8 @@ pub fn mmap(thread: &mut Thread, args: [u64; 6]) -> i64 {
         return -errno::ENOMEM;
     }
     let of_file = flags & MAP_ANONYMOUS == 0;
-    if of_file {
-        if let Some(enclave) = devices::of_fd(fd as i32) {
-            return map_enclave(thread, enclave, args);
-        }
+    if of_file && let Some(enclave) = devices::of_fd(fd as i32) {
+        return map_enclave(thread, enclave, args);
     }
     let result = if replaces && enclaves::overlaps(start, len) {
         let _guard = CHANGES.lock();
@@ -425,7 +423,9 @@ pub fn mremap(thread: &mut Thread, args: [u64; 6]) -> i64 {
     const MREMAP_FIXED: u64 = 2;
     const MREMAP_DONTUNMAP: u64 = 4;
     let [old, old_len, new_len, flags, new, _] = args;
-    let (Some(old_len), Some(new_len)) = (round_up(old_len), round_up(new_len)) else { return -errno::EINVAL };
+    let (Some(old_len), Some(new_len)) = (round_up(old_len), round_up(new_len)) else {
+        return -errno::EINVAL;
+    };
     let fixed = flags & MREMAP_FIXED != 0;
     if fixed && hits_runtime(new, new_len) || hits_runtime(old, old_len) {
         return -errno::EINVAL;

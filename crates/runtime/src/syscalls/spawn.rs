@@ -65,7 +65,9 @@ impl Spawn {
                 }
                 let mut words = [0u64; MAX_WORDS];
                 // SAFETY: `size` is at most that of `words`.
-                if unsafe { usercopy::copy_in(words.as_mut_ptr().cast(), args[0], size as usize) } != size as usize {
+                if unsafe { usercopy::copy_in(words.as_mut_ptr().cast(), args[0], size as usize) }
+                    != size as usize
+                {
                     return Err(errno::EFAULT);
                 }
                 if (words[5] == 0) != (words[6] == 0) {
@@ -105,7 +107,11 @@ fn share(thread: &mut Thread, uc: &mut Ucontext, spawn: &Spawn) -> i64 {
         child.separate(thread.process());
     }
     child.mask = thread.mask;
-    child.altstack = if vfork { thread.altstack } else { StackT { flags: crate::signals::frame::SS_DISABLE, ..StackT::default() } };
+    child.altstack = if vfork {
+        thread.altstack
+    } else {
+        StackT { flags: crate::signals::frame::SS_DISABLE, ..StackT::default() }
+    };
     let top = lay_out(child, uc, spawn);
 
     // Outlives the call, unlike the arm that fills it.

@@ -116,7 +116,14 @@ pub enum MaskIn {
 
 /// Makes the trapped call, with the mask `shown` to the kernel, once the handler has returned. `temporary`: the
 /// mask is in force while the call waits.
-pub fn forward_mask(uc: &mut Ucontext, nr: u64, place: MaskIn, asked: u64, shown: u64, temporary: bool) -> i64 {
+pub fn forward_mask(
+    uc: &mut Ucontext,
+    nr: u64,
+    place: MaskIn,
+    asked: u64,
+    shown: u64,
+    temporary: bool,
+) -> i64 {
     let registers = &mut uc.mcontext;
     let at = registers.rsp.wrapping_sub(RED_ZONE + size_of::<MaskFrame>() as u64);
     let mask_at = at + core::mem::offset_of!(MaskFrame, mask) as u64;
