@@ -9,12 +9,22 @@ use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FallocateFlags, MemfdFlags};
 
 /// Bytes of a page.
 pub(crate) const PAGE_SIZE: usize = 4096;
+
+/// How long the calling thread has had a processor for.
+pub(crate) fn thread_time() -> Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes the time there.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    ensure!(result == 0, "clock_gettime: {}", io::Error::last_os_error());
+    Ok(Duration::new(u64::try_from(time.tv_sec)?, u32::try_from(time.tv_nsec)?))
+}
 
 /// Traps that the handler has skipped.
 static HANDLED: AtomicU64 = AtomicU64::new(0);

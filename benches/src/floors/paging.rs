@@ -6,8 +6,8 @@ use anyhow::Result;
 
 use crate::measure::{Activity, timed};
 use crate::floors::crypto::{page_key, seal_page};
-use crate::floors::raw::{FaultingMemory, thread_time};
-use crate::raw::{ForeignView, PAGE_SIZE, View};
+use crate::floors::raw::FaultingMemory;
+use crate::raw::{ForeignView, PAGE_SIZE, View, thread_time};
 
 /// Pages in turn, so that no time is spent on one page's cache lines alone.
 const PAGES: usize = 256;

@@ -2,7 +2,6 @@
 //! pages that are taken away from another process.
 #![expect(unsafe_code, reason = "signal handlers and shared memory are unsafe by nature")]
 
-use std::io;
 use std::ptr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicPtr, AtomicU64, fence};
@@ -180,13 +179,4 @@ extern "C" fn ask(_signal: i32, info: *mut libc::siginfo_t, _context: *mut libc:
     words[2] = address & !(PAGE_SIZE as u64 - 1);
     Line(slot).call(&words);
     REPAIRED.fetch_add(1, Relaxed);
-}
-
-/// Nanoseconds that the calling thread has had a processor for.
-pub(crate) fn thread_time() -> Result<Duration> {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes the time there.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    ensure!(result == 0, "clock_gettime: {}", io::Error::last_os_error());
-    Ok(Duration::new(u64::try_from(time.tv_sec)?, u32::try_from(time.tv_nsec)?))
 }
