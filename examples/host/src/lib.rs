@@ -15,4 +15,5 @@ mod vdso;
 mod work;
 
 pub use enclave::{Enclave, Error};
-pub use work::{Outcome, Progress, work};
+pub use image::write_stream;
+pub use work::{Identity, Outcome, Progress, identity, work};

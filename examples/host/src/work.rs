@@ -59,7 +59,7 @@ fn pattern(index: u64) -> u64 {
 /// If the enclave cannot be entered or does not answer; wrong contents are no error but in the outcome.
 pub fn work(enclave: &Enclave, progress: &mut dyn FnMut(Progress)) -> Result<Outcome, Error> {
     let total = HEAP_SIZE as u64 / PAGE_SIZE;
-    let mut outcome = Outcome { measurement: identity(enclave)?, ..Outcome::default() };
+    let mut outcome = Outcome { measurement: measurement(enclave)?, ..Outcome::default() };
     let request = |operation, page: u64| Request {
         operation,
         first: page * WORDS_PER_PAGE,
@@ -101,8 +101,27 @@ pub fn work(enclave: &Enclave, progress: &mut dyn FnMut(Progress)) -> Result<Out
     Ok(outcome)
 }
 
+/// What tells an enclave on a machine from others.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// MRENCLAVE, as the enclave's own report states it.
+    pub measurement: [u8; 32],
+    /// A fingerprint of its seal key.
+    pub seal_key: u64,
+}
+
+/// Asks the enclave who it is.
+///
+/// # Errors
+///
+/// If the enclave cannot be entered or does not answer.
+pub fn identity(enclave: &Enclave) -> Result<Identity, Error> {
+    let seal_key = enclave.call(Request { operation: op::SEAL, ..Request::default() })?;
+    Ok(Identity { measurement: measurement(enclave)?, seal_key })
+}
+
 /// The enclave's measurement, from a report for nobody in particular.
-fn identity(enclave: &Enclave) -> Result<[u8; 32], Error> {
+fn measurement(enclave: &Enclave) -> Result<[u8; 32], Error> {
     let target = [0u8; 512];
     let mut report = [0u8; 432];
     enclave.call(Request {
