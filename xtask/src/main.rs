@@ -10,6 +10,7 @@ mod selftests;
 mod tally;
 mod test;
 mod tidy;
+mod tools;
 mod workspace;
 
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Command {
     Tidy,
     /// Fetches and builds the Linux kernel's SGX selftests, and prints where they are
     Selftests(selftests::Selftests),
+    /// Builds other people's SGX tools, which judge ours, and prints where they are
+    Tools(tools::Tools),
     /// Runs real programs under the built `usgx`
     E2e(e2e::E2e),
     /// Measures work against its floor, in the same run
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Test(test) => test.run(&workspace),
         Command::Tidy => tidy::run(&workspace),
         Command::Selftests(selftests) => selftests.run(&workspace),
+        Command::Tools(tools) => tools.run(&workspace),
         Command::E2e(e2e) => e2e.run(&workspace),
         Command::Bench(bench) => bench.run(&workspace),
     });

@@ -3,6 +3,7 @@
  *
  *   enclave_worker key FILE                      makes a signing key
  *   enclave_worker measure IMAGE KEY PAGES       measures and signs, needs no device
+ *   enclave_worker stream IMAGE FILE PAGES       writes the enclave as an SGX stream, for other tools
  *   enclave_worker run IMAGE KEY PAGES STEP...   builds the enclave, then takes the steps:
  *
  *     fill SEED      writes one word into each heap page
@@ -16,30 +17,25 @@
  * address. One word for each page is touched, so that each operation costs one page of EPC and no more.
  */
 #define _GNU_SOURCE
-#include <asm/sgx.h>
-#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <openssl/bn.h>
 #include <openssl/evp.h>
-#include <openssl/pem.h>
-#include <openssl/rsa.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "entry.h"
+#include "sign.h"
+
 enum {
 	PAGE = 4096,
 	MAX_SEGMENTS = 8,
-	KEY_BYTES = 384,
 	EENTER = 2,
 	EEXIT = 4,
 	OP_PUT = 2,
@@ -63,29 +59,6 @@ struct image {
 	uint8_t measurement[32];
 };
 
-struct sigstruct {
-	uint8_t header[16];
-	uint32_t vendor, date;
-	uint8_t header2[16];
-	uint32_t swdefined;
-	uint8_t reserved1[84];
-	uint8_t modulus[KEY_BYTES];
-	uint32_t exponent;
-	uint8_t signature[KEY_BYTES];
-	uint32_t miscselect, miscmask;
-	uint8_t reserved2[4];
-	uint8_t family[16];
-	uint64_t attributes, xfrm, attributes_mask, xfrm_mask;
-	uint8_t measurement[32];
-	uint8_t reserved3[16];
-	uint8_t extended_product[16];
-	uint16_t product, version;
-	uint8_t reserved4[12];
-	uint8_t q1[KEY_BYTES], q2[KEY_BYTES];
-} __attribute__((packed));
-
-_Static_assert(sizeof(struct sigstruct) == 1808, "SIGSTRUCT is 1808 bytes");
-
 struct secs {
 	uint64_t size, base;
 	uint32_t ssa_frame_size, miscselect;
@@ -102,48 +75,6 @@ static uint8_t *base;
 static struct sgx_enclave_run state;
 static const void *vdso_enter;
 static struct image image;
-
-/* Calls the vDSO function and keeps the registers that an enclave may change. */
-int enter(struct operation *operation, unsigned leaf, struct sgx_enclave_run *run, const void *function);
-__asm__(".text\n"
-	".type enter, @function\n"
-	"enter:\n"
-	"	push %rbp\n"
-	"	mov %rsp, %rbp\n"
-	"	push %rbx\n"
-	"	push %r12\n"
-	"	push %r13\n"
-	"	push %r14\n"
-	"	push %r15\n"
-	"	push %rdx\n"
-	"	mov %rcx, %rax\n"
-	"	mov %esi, %ecx\n"
-	"	xor %esi, %esi\n"
-	"	xor %edx, %edx\n"
-	"	xor %r8d, %r8d\n"
-	"	xor %r9d, %r9d\n"
-	"	call *%rax\n"
-	"	add $8, %rsp\n"
-	"	pop %r15\n"
-	"	pop %r14\n"
-	"	pop %r13\n"
-	"	pop %r12\n"
-	"	pop %rbx\n"
-	"	pop %rbp\n"
-	"	ret\n"
-	".size enter, . - enter\n");
-
-static void __attribute__((format(printf, 2, 3), noreturn)) fail(int status, const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	vprintf(format, arguments);
-	va_end(arguments);
-	printf("\n");
-	fflush(stdout);
-	_exit(status);
-}
 
 static const void *map_file(const char *path, size_t *length)
 {
@@ -209,19 +140,25 @@ static void load_image(const char *path, uint64_t heap_pages)
 		image.size *= 2;
 }
 
-static void record(EVP_MD_CTX *hash, const char *leaf, uint64_t first, uint64_t second, int second_is_short)
+static void fill_block(uint8_t *block, const char *leaf, uint64_t first, uint64_t second, int first_is_short)
 {
-	uint8_t block[64] = { 0 };
-
+	memset(block, 0, 64);
 	/* ECREATE's size of an SSA frame is 32 bits wide and comes first; the others have two 64-bit words. */
 	strncpy((char *)block, leaf, 8);
-	if (second_is_short) {
+	if (first_is_short) {
 		memcpy(block + 8, &first, 4);
 		memcpy(block + 12, &second, 8);
 	} else {
 		memcpy(block + 8, &first, 8);
 		memcpy(block + 16, &second, 8);
 	}
+}
+
+static void record(EVP_MD_CTX *hash, const char *leaf, uint64_t first, uint64_t second, int first_is_short)
+{
+	uint8_t block[64];
+
+	fill_block(block, leaf, first, second, first_is_short);
 	EVP_DigestUpdate(hash, block, sizeof(block));
 }
 
@@ -246,6 +183,33 @@ static void measure(void)
 	EVP_MD_CTX_free(hash);
 }
 
+/* The same records, with the contents of pages that are not measured as well. */
+static void write_stream(const char *path)
+{
+	FILE *file = fopen(path, "w");
+	uint8_t block[64];
+
+	if (!file)
+		fail(2, "cannot write %s: %s", path, strerror(errno));
+	fill_block(block, "ECREATE", 1, image.size, 1);
+	fwrite(block, sizeof(block), 1, file);
+	for (int i = 0; i < image.count; i++) {
+		const struct segment *segment = &image.segments[i];
+
+		for (uint64_t page = 0; page < segment->size; page += PAGE) {
+			fill_block(block, "EADD", segment->offset + page, segment->flags, 0);
+			fwrite(block, sizeof(block), 1, file);
+			for (uint64_t chunk = 0; segment->measured && chunk < PAGE; chunk += 256) {
+				fill_block(block, "EEXTEND", segment->offset + page + chunk, 0, 0);
+				fwrite(block, sizeof(block), 1, file);
+				fwrite(segment->source + page + chunk, 256, 1, file);
+			}
+		}
+	}
+	if (fclose(file))
+		fail(2, "cannot write %s: %s", path, strerror(errno));
+}
+
 static void make_key(const char *path)
 {
 	EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_id(EVP_PKEY_RSA, NULL);
@@ -258,52 +222,6 @@ static void make_key(const char *path)
 	    EVP_PKEY_CTX_set1_rsa_keygen_pubexp(context, three) <= 0 || EVP_PKEY_keygen(context, &key) <= 0 ||
 	    !PEM_write_PrivateKey(file, key, NULL, NULL, 0, NULL, NULL) || fclose(file))
 		fail(2, "cannot make a key in %s", path);
-}
-
-static void little_endian(const BIGNUM *number, uint8_t *bytes)
-{
-	if (BN_bn2lebinpad(number, bytes, KEY_BYTES) != KEY_BYTES)
-		fail(2, "a number of the signature is too long");
-}
-
-static void sign(const char *key_path, struct sigstruct *signature)
-{
-	static const uint8_t header[16] = { 6, 0, 0, 0, 0xe1, 0, 0, 0, 0, 0, 1 };
-	static const uint8_t header2[16] = { 1, 1, 0, 0, 0x60, 0, 0, 0, 0x60, 0, 0, 0, 1 };
-	uint8_t message[256], bytes[KEY_BYTES];
-	size_t length = sizeof(bytes);
-	FILE *file = fopen(key_path, "r");
-	EVP_PKEY *key = file ? PEM_read_PrivateKey(file, NULL, NULL, NULL) : NULL;
-	EVP_MD_CTX *hash = EVP_MD_CTX_new();
-	BIGNUM *modulus = NULL;
-
-	if (!key || !EVP_PKEY_get_bn_param(key, "n", &modulus))
-		fail(2, "no key in %s", key_path);
-	memset(signature, 0, sizeof(*signature));
-	memcpy(signature->header, header, sizeof(header));
-	memcpy(signature->header2, header2, sizeof(header2));
-	signature->exponent = 3;
-	signature->attributes = ATTRIBUTES_MODE64;
-	signature->xfrm = XFRM_LEGACY;
-	memcpy(signature->measurement, image.measurement, sizeof(image.measurement));
-	memcpy(message, signature, 128);
-	memcpy(message + 128, &signature->miscselect, 128);
-	if (EVP_DigestSignInit(hash, NULL, EVP_sha256(), NULL, key) <= 0 ||
-	    EVP_DigestSign(hash, bytes, &length, message, sizeof(message)) <= 0 || length != KEY_BYTES)
-		fail(2, "cannot sign");
-
-	BN_CTX *scratch = BN_CTX_new();
-	BIGNUM *s = BN_bin2bn(bytes, KEY_BYTES, NULL), *product = BN_new(), *q1 = BN_new(), *q2 = BN_new(),
-	       *rest = BN_new();
-
-	BN_sqr(product, s, scratch);
-	BN_div(q1, rest, product, modulus, scratch);
-	BN_mul(product, s, rest, scratch);
-	BN_div(q2, NULL, product, modulus, scratch);
-	little_endian(modulus, signature->modulus);
-	little_endian(s, signature->signature);
-	little_endian(q1, signature->q1);
-	little_endian(q2, signature->q2);
 }
 
 static void build(const struct sigstruct *signature)
@@ -365,42 +283,11 @@ static void build(const struct sigstruct *signature)
 	close(device);
 }
 
-/* The vDSO's function, by its dynamic symbol table. */
-static const void *find_in_vdso(const char *name)
-{
-	const uint8_t *vdso = (const uint8_t *)getauxval(AT_SYSINFO_EHDR);
-	const Elf64_Ehdr *header = (const void *)vdso;
-
-	if (!vdso)
-		return NULL;
-	const Elf64_Phdr *program = (const void *)(vdso + header->e_phoff);
-	const Elf64_Sym *symbols = NULL;
-	const char *strings = NULL;
-	const uint32_t *hash = NULL;
-
-	for (int i = 0; i < header->e_phnum; i++) {
-		if (program[i].p_type != PT_DYNAMIC)
-			continue;
-		for (const Elf64_Dyn *entry = (const void *)(vdso + program[i].p_offset); entry->d_tag; entry++) {
-			if (entry->d_tag == DT_SYMTAB)
-				symbols = (const void *)(vdso + entry->d_un.d_ptr);
-			if (entry->d_tag == DT_STRTAB)
-				strings = (const void *)(vdso + entry->d_un.d_ptr);
-			if (entry->d_tag == DT_HASH)
-				hash = (const void *)(vdso + entry->d_un.d_ptr);
-		}
-	}
-	for (uint32_t i = 0; symbols && strings && hash && i < hash[1]; i++)
-		if (symbols[i].st_shndx && !strcmp(strings + symbols[i].st_name, name))
-			return vdso + symbols[i].st_value;
-	return NULL;
-}
-
 static void operate(struct operation *operation, uint64_t page)
 {
 	memset(&state, 0, sizeof(state));
 	state.tcs = (uint64_t)base;
-	int result = enter(operation, EENTER, &state, vdso_enter);
+	int result = enter(operation, EENTER, &state, vdso_enter, 0);
 
 	if (result || state.function != EEXIT)
 		fail(3, "page %lu: result %d, leaf %u, exception %u, error %#x, address base + %#llx", page, result,
@@ -508,7 +395,14 @@ int main(int argc, char **argv)
 	if (argc < 5)
 		fail(2, "see the head of the source for usage");
 	load_image(argv[2], strtoull(argv[4], NULL, 0));
+	if (!strcmp(argv[1], "stream")) {
+		write_stream(argv[3]);
+		return 0;
+	}
 	measure();
+	signature.attributes = ATTRIBUTES_MODE64;
+	signature.xfrm = XFRM_LEGACY;
+	memcpy(signature.measurement, image.measurement, sizeof(image.measurement));
 	sign(argv[3], &signature);
 	if (!strcmp(argv[1], "measure")) {
 		for (size_t i = 0; i < sizeof(image.measurement); i++)

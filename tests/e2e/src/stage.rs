@@ -17,6 +17,12 @@ const NOBODY: u32 = 65534;
 /// The kernel selftests' files.
 const SELFTESTS: [&str; 2] = ["test_sgx", "test_encl.elf"];
 
+/// Programs of sgxs-tools.
+const SGXS_TOOLS: [&str; 4] = ["sgxs-info", "sgxs-sign", "sgxs-load", "sgx-detect"];
+
+/// Programs that need OpenSSL, which need not be there as a static library.
+const WITH_OPENSSL: [&str; 2] = ["enclave_worker", "enclave_kit"];
+
 /// How a C program is linked.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Link {
@@ -38,6 +44,8 @@ pub(crate) struct Stage {
     directory: TempDir,
     programs: BTreeMap<(String, Link), PathBuf>,
     has_selftests: bool,
+    has_tools: bool,
+    has_example: bool,
     is_root: bool,
 }
 
@@ -81,6 +89,8 @@ impl Stage {
             directory,
             programs: BTreeMap::new(),
             has_selftests: false,
+            has_tools: false,
+            has_example: false,
             is_root: rustix::process::geteuid().is_root(),
         };
         let root = stage.directory.path().to_owned();
@@ -103,6 +113,16 @@ impl Stage {
             }
             stage.has_selftests = true;
         }
+        if let Some(tools) = env::var_os("USGX_SGXS_TOOLS") {
+            for name in SGXS_TOOLS {
+                copy(&Path::new(&tools).join(name), &root.join(name))?;
+            }
+            stage.has_tools = true;
+        }
+        if let Some(example) = env::var_os("USGX_EXAMPLE") {
+            copy(Path::new(&example), &root.join("usgx-example"))?;
+            stage.has_example = true;
+        }
         let key = stage.key();
         let worker = stage.program("enclave_worker", Link::Dynamic);
         let made = Command::new(worker).arg("key").arg(&key).status()?;
@@ -120,6 +140,16 @@ impl Stage {
     /// Who can run programs here.
     pub(crate) fn users(&self) -> Vec<User> {
         if self.is_root { vec![User::Root, User::Ordinary] } else { vec![User::Ordinary] }
+    }
+
+    /// Root, if there is one here.
+    pub(crate) fn best_user(&self) -> User {
+        if self.is_root { User::Root } else { User::Ordinary }
+    }
+
+    /// Lets everybody read a file.
+    pub(crate) fn open_to_all(&self, path: &Path) -> Result<()> {
+        open_to_all(path)
     }
 
     /// A directory of the user's own.
@@ -145,7 +175,17 @@ impl Stage {
         self.has_selftests.then(|| self.path("selftests"))
     }
 
-    /// The key with which `enclave_worker` signs.
+    /// A program of sgxs-tools, if they are there.
+    pub(crate) fn sgxs_tool(&self, name: &str) -> Option<PathBuf> {
+        self.has_tools.then(|| self.path(name))
+    }
+
+    /// The program around the example enclave, if it is there.
+    pub(crate) fn example(&self) -> Option<PathBuf> {
+        self.has_example.then(|| self.path("usgx-example"))
+    }
+
+    /// The key with which test enclaves are signed.
     pub(crate) fn key(&self) -> PathBuf {
         self.path("key.pem")
     }
@@ -182,15 +222,17 @@ impl Stage {
         let mut sources: Vec<_> =
             fs::read_dir(&source)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
         sources.sort();
-        for path in sources {
+        let is_header = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "h");
+        let headers: Vec<PathBuf> = sources.iter().filter(is_header).cloned().collect();
+        for path in sources.iter().filter(|path| !is_header(path)) {
             let Some(name) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
             for link in Link::ALL {
-                if name == "enclave_worker" && link == Link::Static {
-                    continue; // OpenSSL need not be there as a static library.
+                if WITH_OPENSSL.contains(&name) && link == Link::Static {
+                    continue;
                 }
                 let compiled = cache.join(format!("{name}.{}", link.name()));
-                if !is_newer(&compiled, &path) {
-                    compile(&path, &compiled, link)?;
+                if !headers.iter().chain([path]).all(|source| is_newer(&compiled, source)) {
+                    compile(path, &compiled, link)?;
                 }
                 let to = self.path(&format!("{name}.{}", link.name()));
                 copy(&compiled, &to)?;
@@ -211,7 +253,9 @@ fn compile(source: &Path, to: &Path, link: Link) -> Result<()> {
     gcc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread", "-o"]).arg(to).arg(source);
     match link {
         Link::Static => gcc.arg("-static"),
-        Link::Dynamic if source.ends_with("enclave_worker.c") => gcc.arg("-lcrypto"),
+        Link::Dynamic if WITH_OPENSSL.iter().any(|name| source.file_stem() == Some(name.as_ref())) => {
+            gcc.arg("-lcrypto")
+        }
         Link::Dynamic => gcc.arg("-ldl"),
     };
     // glibc warns that dlopen in a static program needs the same glibc again; it is never called there.

@@ -2,6 +2,8 @@
 
 mod basics;
 mod devices;
+mod judges;
+mod keys;
 mod machine;
 mod selftests;
 mod transparency;
@@ -34,6 +36,8 @@ pub(crate) fn all(stage: &Arc<Stage>) -> Vec<Trial> {
         basics::trials(stage),
         devices::trials(stage),
         selftests::trials(stage),
+        judges::trials(stage),
+        keys::trials(stage),
         machine::trials(stage),
     ]
     .into_iter()
