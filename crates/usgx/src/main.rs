@@ -73,10 +73,20 @@ fn dispatch(command: Command, inherited: Inherited) -> Result<ExitCode> {
     }
 }
 
+/// Prints help, or what is wrong with the command line. The usual exit status for that, 2, could be a program's own.
+fn explain(error: &clap::Error) -> ExitCode {
+    // If it cannot be printed, there is nobody to tell.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+}
+
 fn main() -> ExitCode {
     // Before anything of ours is open.
     let inherited = Inherited::now();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
     start_logging();
     dispatch(cli.command, inherited).unwrap_or_else(|error| {
         eprintln!("usgx: {error:#}");

@@ -74,8 +74,10 @@ pub(crate) fn run(request: Request, mut inherited: Inherited) -> Result<ExitCode
     let (json, keep_stderr) = (json.transpose()?, request.table);
 
     let (door, machine) = match request.machine {
-        Machine::Own(config) => {
+        Machine::Own(mut config) => {
             config.check()?;
+            // The attendant leaves this directory.
+            config.swap = config.swap.map(std::path::absolute).transpose().context("the path of --swap")?;
             let (ours, theirs) = attendant::seqpacket_pair()?;
             (ours, Some((config, theirs)))
         }
