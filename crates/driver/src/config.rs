@@ -4,7 +4,9 @@ use alloc::vec::Vec;
 
 use usgx_epc::SectionConfig;
 
-/// The EPC, and what CPUID says. Source: `linux-driver.md`, section 1.2.
+use crate::behaviour::Behaviour;
+
+/// The EPC, and what CPUID says. The masks are computed as Linux does in driver.c.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// The EPC's sections.
@@ -17,4 +19,6 @@ pub struct Config {
     pub attributes_reserved: u64,
     /// XFRM bits that a SIGSTRUCT may not demand.
     pub xfrm_reserved: u64,
+    /// Where to go past Linux.
+    pub behaviour: Behaviour,
 }

@@ -1,10 +1,10 @@
 //! A debugger's look into a debug enclave, eight bytes at a time (EDBGRD, EDBGWR).
 //!
-//! Source: `linux-driver.md`, section 7.3. A write is a read, a change and a write of whole words, and like
+//! Source: Linux, arch/x86/kernel/cpu/sgx/encl.c. A write is a read, a change and a write of whole words, and like
 //! there it needs no readable or writable mapping, only one that does not allow more than the page does.
 
 use usgx_epc::Platform;
-use usgx_isa::Encls;
+use usgx_isa::{Encls, LeafError};
 
 use crate::enclave::Enclave;
 use crate::errno::Errno;
@@ -49,28 +49,28 @@ impl<M: Machine> Enclave<M> {
         let (inner, hw) = (&self.0, &self.0.kernel.hw);
         let index = inner.index(word).ok_or(Errno::EFAULT)?;
         let offset = (word % 4096) as u16;
-        loop {
-            let mut state = inner.lock();
-            let page = match inner.load(&mut state, index, vma) {
-                Ok(page) => page,
-                Err(LoadError::Busy) => {
-                    drop(state);
-                    if inner.kernel.platform.signal_pending() {
-                        return Err(Errno::EINTR);
-                    }
-                    inner.kernel.platform.yield_now();
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            let mut value = hw.edbgrd(page, offset).map_err(|_| Errno::EIO)?.to_le_bytes();
+        let mut move_word = |page| -> Result<(), LeafError> {
+            let mut value = hw.edbgrd(page, offset)?.to_le_bytes();
             let part = &mut value[skip..skip + bytes.len()];
             if !write {
                 bytes.copy_from_slice(part);
                 return Ok(());
             }
             part.copy_from_slice(bytes);
-            return hw.edbgwr(page, offset, u64::from_le_bytes(value)).map_err(|_| Errno::EIO);
+            hw.edbgwr(page, offset, u64::from_le_bytes(value))
+        };
+        let signal = || inner.kernel.platform.signal_pending();
+        loop {
+            let result = inner.persist(signal, |state, supply| {
+                let page = inner.load(state, index, vma, supply)?;
+                Ok::<_, LoadError>(move_word(page))
+            });
+            match result {
+                Ok(moved) => return moved.map_err(|_| Errno::EIO),
+                Err(LoadError::Busy(_)) if signal() => return Err(Errno::EINTR),
+                Err(LoadError::Busy(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }

@@ -137,6 +137,7 @@ impl<M: Machine> Driver<M> {
             pages_added: events.pages_added.get(),
             epc_faults: events.faults.get(),
             remaps: events.remaps.get(),
+            retries: events.retries.get(),
             evictions: events.evictions.get(),
             loads: events.loads.get(),
             etracks: events.etracks.get(),

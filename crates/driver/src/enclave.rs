@@ -3,7 +3,7 @@
 //! An enclave is *fresh*, then *created*, then *initialised*; there is no way back. References are the device's
 //! open file (with all mappings), and a reclaim pass for as long as it holds pages of the enclave. The last
 //! one to go destroys the enclave and frees all its EPC pages, in whatever thread that happens.
-//! Source: `linux-driver.md`, sections 4 and 5.
+//! Source: Linux, arch/x86/kernel/cpu/sgx/encl.c and driver.c.
 
 use alloc::sync::{Arc, Weak};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};

@@ -1,17 +1,17 @@
 //! Page faults on an enclave's mapping, and the page that a fault adds (EAUG).
 //!
-//! Source: `linux-driver.md`, sections 7.1 and 7.2. Two threads that fault on one missing page: on Linux the
+//! Source: Linux, arch/x86/kernel/cpu/sgx/encl.c. Two threads that fault on one missing page: on Linux the
 //! second gets SIGBUS, since the look-up and the insertion are apart there. Here both are under the lock, so
 //! the second simply finds the page.
 
-use usgx_epc::Reclaim;
+use usgx_epc::Platform;
 use usgx_isa::{Encls, LinAddr};
 
 use crate::enclave::{Enclave, Inner, Phase};
-use crate::errno::Errno;
 use crate::owner::Owner;
 use crate::page::{PageKind, Place, Prot};
 use crate::paging::LoadError;
+use crate::patience::Supply;
 use crate::seams::{AddressSpaces, Machine};
 use crate::state::State;
 
@@ -41,24 +41,37 @@ impl<M: Machine> Inner<M> {
         self.count(|events| &events.faults);
         // Outside the range there is no page, and EAUG would refuse to add one.
         let Some(index) = self.index(addr) else { return FaultOutcome::Sigbus };
-        let mut state = self.lock();
-        let result = match state.pages.get(index) {
-            None if self.kernel.config.sgx2 => self.augment(&mut state, index),
-            None => Err(LoadError::Missing),
-            Some(record) => {
-                let was_resident = matches!(record.place, Place::Resident(_));
-                let result = self.load(&mut state, index, vma);
-                if was_resident && result.is_ok() {
-                    self.count(|events| &events.remaps);
-                }
-                result.map(drop)
-            }
-        };
+        let kernel = &self.kernel;
+        let stop = || !kernel.config.behaviour.faults_wait || kernel.platform.signal_pending();
+        let result = self.persist(stop, |state, supply| {
+            self.bring(state, index, vma, supply)?;
+            Ok(self.map(state, index))
+        });
         match result {
-            Ok(()) => self.map(&state, index),
-            Err(LoadError::Busy) => FaultOutcome::Retry,
+            Ok(outcome) => outcome,
+            Err(LoadError::Busy(_)) => {
+                self.count(|events| &events.retries);
+                FaultOutcome::Retry
+            }
             Err(_) => FaultOutcome::Sigbus,
         }
+    }
+
+    /// Brings the page into the EPC: from the backing store, or as a new one.
+    fn bring(
+        &self,
+        state: &mut State,
+        index: u64,
+        vma: Prot,
+        supply: &mut Supply<'_, M>,
+    ) -> Result<(), LoadError> {
+        let Some(record) = state.pages.get(index) else { return self.augment(state, index, supply) };
+        let was_resident = matches!(record.place, Place::Resident(_));
+        self.load(state, index, vma, supply)?;
+        if was_resident {
+            self.count(|events| &events.remaps);
+        }
+        Ok(())
     }
 
     fn map(&self, state: &State, index: u64) -> FaultOutcome {
@@ -72,17 +85,17 @@ impl<M: Machine> Inner<M> {
     }
 
     /// Adds a zeroed, pending page where there is none.
-    fn augment(&self, state: &mut State, index: u64) -> Result<(), LoadError> {
-        if self.phase() != Phase::Initialized {
+    fn augment(&self, state: &mut State, index: u64, supply: &mut Supply<'_, M>) -> Result<(), LoadError> {
+        let kernel = &self.kernel;
+        if !kernel.config.sgx2 || self.phase() != Phase::Initialized {
             return Err(LoadError::Missing);
         }
-        let kernel = &self.kernel;
-        let secs = self.load_secs(state)?;
-        let page = kernel.epc.alloc(Reclaim::Forbidden)?;
-        let grown = match self.grow_locked(state) {
+        let secs = self.load_secs(state, supply)?;
+        let page = supply.take()?;
+        let grown = match self.grow_locked(state, supply) {
             Ok(grown) => grown,
             Err(error) => {
-                kernel.epc.free(page);
+                supply.put_back(page);
                 return Err(error);
             }
         };
@@ -100,15 +113,12 @@ impl<M: Machine> Inner<M> {
     }
 
     /// Adds a VA page, without reclaiming, if one more page needs it; tells whether it did.
-    fn grow_locked(&self, state: &mut State) -> Result<bool, LoadError> {
+    fn grow_locked(&self, state: &mut State, supply: &mut Supply<'_, M>) -> Result<bool, LoadError> {
         if !state.va.must_grow(state.page_count) {
             return Ok(false);
         }
-        let page = self.new_va_page(Reclaim::Forbidden).map_err(|error| match error {
-            Errno::EBUSY => LoadError::Busy,
-            Errno::ENOMEM => LoadError::NoMemory,
-            _ => LoadError::Failed,
-        })?;
+        let page = supply.take()?;
+        self.make_va_page(page).map_err(|_| LoadError::Failed)?;
         state.va.grow(page);
         Ok(true)
     }

@@ -1,9 +1,9 @@
-//! Allocating and giving back version array pages. Source: `linux-driver.md`, section 9.
+//! Allocating and giving back version array pages. Source: Linux, arch/x86/kernel/cpu/sgx/ioctl.c.
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use usgx_epc::Reclaim;
-use usgx_isa::{Encls, EpcPage};
+use usgx_isa::{Encls, EpcPage, LeafError};
 
 use crate::enclave::Inner;
 use crate::errno::Errno;
@@ -11,16 +11,12 @@ use crate::seams::Machine;
 use crate::state::State;
 
 impl<M: Machine> Inner<M> {
-    /// Makes a VA page. With [`Reclaim::Allowed`] no lock may be held.
-    pub(crate) fn new_va_page(&self, reclaim: Reclaim) -> Result<EpcPage, Errno> {
+    /// Makes a VA page of a page that is the caller's; frees it if the processor refuses.
+    pub(crate) fn make_va_page(&self, page: EpcPage) -> Result<(), LeafError> {
         let kernel = &self.kernel;
-        let page = kernel.epc.alloc(reclaim)?;
-        if kernel.hw.epa(page).is_err() {
-            kernel.release(page);
-            return Err(Errno::EFAULT);
-        }
+        kernel.hw.epa(page).inspect_err(|_| kernel.release(page))?;
         kernel.va_pages.fetch_add(1, Relaxed);
-        Ok(page)
+        Ok(())
     }
 
     /// Adds a VA page, by reclaiming if need be, if one more page needs it; tells whether it did.
@@ -32,7 +28,8 @@ impl<M: Machine> Inner<M> {
             state.va.must_grow(state.page_count)
         };
         if must_grow {
-            let page = self.new_va_page(Reclaim::Allowed)?;
+            let page = self.kernel.epc.alloc(Reclaim::Allowed)?;
+            self.make_va_page(page).map_err(|_| Errno::EFAULT)?;
             self.lock().va.grow(page);
         }
         Ok(must_grow)

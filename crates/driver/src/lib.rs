@@ -5,7 +5,7 @@
 //! ends of paging (EWB and ELDU). It decides; [`Encls`](usgx_isa::Encls) carries out leaves,
 //! [`AddressSpaces`] moves pages in and out of processes, [`BackingStore`] keeps what is evicted. It does not
 //! know what a process, a thread or a file is. Called by the machine, or by a kernel. Source:
-//! `reference/linux-driver.md`, to whose sections the modules refer.
+//! the behaviour of Linux, arch/x86/kernel/cpu/sgx, whose files the modules name.
 //!
 //! # Locks
 //!
@@ -23,6 +23,7 @@
 
 extern crate alloc;
 
+mod behaviour;
 mod check;
 mod config;
 mod debug;
@@ -36,6 +37,7 @@ mod mapping;
 mod owner;
 mod page;
 mod paging;
+mod patience;
 mod seams;
 mod state;
 mod stats;
@@ -44,6 +46,7 @@ mod track;
 mod va;
 mod write_back;
 
+pub use behaviour::Behaviour;
 pub use config::Config;
 pub use driver::Driver;
 pub use enclave::{Enclave, EnclaveAttributes, NotResident};

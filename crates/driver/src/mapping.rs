@@ -1,7 +1,8 @@
 //! What may be mapped, and with which protection.
 //!
 //! The address selection and the checks that do not concern the enclave (`MAP_PRIVATE`, a read-only file,
-//! READ_IMPLIES_EXEC) are the caller's. Source: `linux-driver.md`, section 6.
+//! READ_IMPLIES_EXEC) are the caller's. Source: Linux, arch/x86/kernel/cpu/sgx/encl.c and
+//! driver.c.
 
 use crate::enclave::{Enclave, Phase};
 use crate::errno::Errno;

@@ -2,7 +2,7 @@
 //!
 //! Ageing and marking happen under one acquisition of the enclave's lock, so no fault can map a page between
 //! the two. What is marked, faults leave alone, and so does everything else that looks at a page.
-//! Source: `linux-driver.md`, section 12.
+//! Source: Linux, arch/x86/kernel/cpu/sgx/main.c.
 
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;

@@ -2,23 +2,25 @@
 //!
 //! What Linux does and we do not: Linux throws the evicted copy away whatever ELDU says. Here only a copy that
 //! fails its integrity check is given up (it will never load); after a fault, which changed nothing, it stays
-//! for the next try. Source: `linux-driver.md`, section 11.
+//! for the next try. Source: Linux,
+//! arch/x86/kernel/cpu/sgx/encl.c; SDM volume 3D, "ELDB/ELDU/ELDBC/ELDUC".
 
-use usgx_epc::{AllocError, Reclaim};
+use usgx_epc::AllocError;
 use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
 
 use crate::enclave::Inner;
 use crate::errno::Errno;
 use crate::owner::Owner;
 use crate::page::{Place, Prot, SlotRef};
+use crate::patience::{Obstacle, Supply};
 use crate::seams::{BackingStore, Machine};
 use crate::state::State;
 
 /// Why a page could not be brought into the EPC.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum LoadError {
-    /// It is about to be written back, or no EPC page is free just now. Try again.
-    Busy,
+    /// Something is in the way that does not stay. Try again.
+    Busy(Obstacle),
     /// The enclave has no such page.
     Missing,
     /// The mapping that asks for the page allows more than the page does.
@@ -33,7 +35,7 @@ impl From<AllocError> for LoadError {
     fn from(error: AllocError) -> Self {
         match error {
             AllocError::Exhausted => Self::NoMemory,
-            AllocError::Busy | AllocError::Interrupted => Self::Busy,
+            AllocError::Busy | AllocError::Interrupted => Self::Busy(Obstacle::NoFreePage),
         }
     }
 }
@@ -41,7 +43,7 @@ impl From<AllocError> for LoadError {
 impl From<LoadError> for Errno {
     fn from(error: LoadError) -> Self {
         match error {
-            LoadError::Busy => Self::EBUSY,
+            LoadError::Busy(_) => Self::EBUSY,
             LoadError::Missing | LoadError::Denied | LoadError::Failed => Self::EFAULT,
             LoadError::NoMemory => Self::ENOMEM,
         }
@@ -74,20 +76,26 @@ impl<M: Machine> Inner<M> {
 
     /// Makes the page with number `index` ready for use in the EPC. `mapping` is the protection of the mapping
     /// through which it will be used, if it is through one.
-    pub(crate) fn load(&self, state: &mut State, index: u64, mapping: Prot) -> Result<EpcPage, LoadError> {
+    pub(crate) fn load(
+        &self,
+        state: &mut State,
+        index: u64,
+        mapping: Prot,
+        supply: &mut Supply<'_, M>,
+    ) -> Result<EpcPage, LoadError> {
         let record = state.pages.get(index).ok_or(LoadError::Missing)?;
         if !record.max_prot.contains(mapping) {
             return Err(LoadError::Denied);
         }
         match record.place {
             Place::Resident(page) => Ok(page),
-            Place::Reclaiming(_) => Err(LoadError::Busy),
+            Place::Reclaiming(_) => Err(LoadError::Busy(Obstacle::InReclaim)),
             Place::Blocked(page) => self.unblock(state, index, page),
             Place::Lost(_) => Err(LoadError::Failed),
             Place::Evicted(slot) => {
-                let secs = self.load_secs(state)?;
+                let secs = self.load_secs(state, supply)?;
                 let source = Source { index, slot, addr: LinAddr(self.addr(index)), secs: Some(secs) };
-                match self.eldu(state, &source) {
+                match self.eldu(state, &source, supply) {
                     Ok(page) => {
                         state.set_place(index, Place::Resident(page));
                         state.resident += 1;
@@ -105,14 +113,18 @@ impl<M: Machine> Inner<M> {
     }
 
     /// Makes the SECS ready in the EPC. It stays there even if nothing else comes of it, as on Linux.
-    pub(crate) fn load_secs(&self, state: &mut State) -> Result<EpcPage, LoadError> {
+    pub(crate) fn load_secs(
+        &self,
+        state: &mut State,
+        supply: &mut Supply<'_, M>,
+    ) -> Result<EpcPage, LoadError> {
         let slot = match state.secs.ok_or(LoadError::Missing)? {
             Place::Resident(page) => return Ok(page),
             Place::Evicted(slot) => slot,
             Place::Lost(_) | Place::Reclaiming(_) | Place::Blocked(_) => return Err(LoadError::Failed),
         };
         let source = Source { index: self.secs_index(), slot, addr: LinAddr(0), secs: None };
-        match self.eldu(state, &source) {
+        match self.eldu(state, &source, supply) {
             Ok(page) => {
                 state.secs = Some(Place::Resident(page));
                 Ok(page)
@@ -125,11 +137,16 @@ impl<M: Machine> Inner<M> {
         }
     }
 
-    fn eldu(&self, state: &mut State, source: &Source) -> Result<EpcPage, Refusal> {
+    fn eldu(
+        &self,
+        state: &mut State,
+        source: &Source,
+        supply: &mut Supply<'_, M>,
+    ) -> Result<EpcPage, Refusal> {
         let kernel = &self.kernel;
-        let page = kernel.epc.alloc(Reclaim::Forbidden).map_err(|error| Refusal::For(error.into()))?;
+        let page = supply.take().map_err(|error| Refusal::For(error.into()))?;
         if kernel.store.get(self.id, source.index, &mut state.transit).is_err() {
-            kernel.epc.free(page);
+            supply.put_back(page);
             return Err(Refusal::For(LoadError::Failed));
         }
         let slot = state.va.slot(source.slot);

@@ -21,6 +21,7 @@ impl Counter {
 pub(crate) struct Events {
     pub(crate) pages_added: Counter,
     pub(crate) faults: Counter,
+    pub(crate) retries: Counter,
     pub(crate) remaps: Counter,
     pub(crate) evictions: Counter,
     pub(crate) loads: Counter,
@@ -39,6 +40,8 @@ pub struct Stats {
     pub epc_faults: u64,
     /// Faults on a page that was resident and only had to be mapped.
     pub remaps: u64,
+    /// Faults after which the thread had to fault again.
+    pub retries: u64,
     /// Pages written back (EWB).
     pub evictions: u64,
     /// Pages loaded (ELDU).

@@ -1,7 +1,7 @@
 //! Tracking: making sure that no thread uses what the EPCM said before.
 //!
 //! ETRACK starts a cycle; it is complete when every thread that was inside has left once, which a kick brings
-//! about. Source: `linux-driver.md`, section 8.5; `sgx-isa.md`, section 6.
+//! about. Source: Linux, arch/x86/kernel/cpu/sgx/ioctl.c; SDM volume 3D, "ETRACK".
 
 use usgx_isa::Encls;
 

@@ -2,8 +2,9 @@
 //!
 //! A VA page has 512 slots and is itself never evicted, as on Linux. The enclave gets one whenever it would
 //! have more pages than slots. Linux decides by the page count alone, and so allocates another VA page
-//! each time a removal and an addition cross a multiple of 512 (`linux-driver.md`, section 20, item 2);
-//! counting the slots that are there gives the same numbers without that growth. Source: section 9.
+//! each time a removal and an addition cross a multiple of 512 (sgx_encl_grow in Linux's ioctl.c);
+//! counting the slots that are there gives the same numbers without that growth. Source: Linux,
+//! arch/x86/kernel/cpu/sgx/ioctl.c and encl.c.
 
 use alloc::vec::Vec;
 

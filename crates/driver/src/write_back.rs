@@ -7,7 +7,7 @@
 //! What Linux does and we do not: when EWB fails, Linux counts the page as evicted and hands out an EPC page
 //! that still is valid. Here the page stays the enclave's, `Blocked`, and the next pass or fault tries again.
 //! When the store refuses what EWB produced, the page is loaded back to where it was.
-//! Source: `linux-driver.md`, section 12; SDM volume 3D, "EWB", "ETRACK".
+//! Source: Linux, arch/x86/kernel/cpu/sgx/main.c; SDM volume 3D, "EWB", "ETRACK".
 
 use usgx_epc::{BATCH, Victim, Written};
 use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
@@ -15,6 +15,7 @@ use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
 use crate::enclave::{Inner, Phase};
 use crate::page::{Place, SlotRef};
 use crate::paging::LoadError;
+use crate::patience::Obstacle;
 use crate::seams::{BackingStore, Machine};
 use crate::state::State;
 
@@ -158,7 +159,7 @@ impl<M: Machine> Inner<M> {
         if !matches!(result, Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied))) {
             state.va.give_back(slot);
             self.etrack(state);
-            return Err(LoadError::Busy);
+            return Err(LoadError::Busy(Obstacle::NotTracked));
         }
         match self.restore(state, &victim, slot) {
             Attempt::Restored => {

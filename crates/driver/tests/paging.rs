@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up is a failed test")]
 
-use usgx_driver::{Enclave, Errno, FaultOutcome, Prot};
-use usgx_testkit::{Call, Image, Operation, Rng, SimCaller, SimMachine, System, Touch};
+use usgx_driver::{Behaviour, Enclave, Errno, FaultOutcome, Prot};
+use usgx_testkit::{Call, Image, Operation, Profile, Rng, SimCaller, SimMachine, System, Touch};
 
 const BASE: u64 = 0x7000_0000_0000;
 const OTHER: u64 = 0x7100_0000_0000;
@@ -317,9 +317,9 @@ fn add_pages_gives_up_at_a_signal_while_waiting_for_epc() {
     system.check_invariants();
 }
 
-#[test]
-fn faults_never_reclaim_but_wake_who_does() {
-    let system = System::with_epc_pages(64);
+/// A system with an EPC that is full, an enclave, and a page of it that is evicted.
+fn full_epc(behaviour: Behaviour) -> (System, usgx_driver::Enclave<usgx_testkit::SimMachine>, u64) {
+    let system = System::with_behaviour(64, Profile::default(), behaviour);
     let enclave = system.build(&Image::data(BASE, 100));
     for page in 1..=100 {
         if system.driver.free_pages() > 0 {
@@ -327,10 +327,35 @@ fn faults_never_reclaim_but_wake_who_does() {
         }
     }
     assert_eq!(system.driver.free_pages(), 0);
+    let is_missing = |page: &u64| enclave.with_pages(|_, look_up| look_up(addr(*page)).is_none()).unwrap();
+    let missing = (1..=100).find(is_missing).unwrap();
+    (system, enclave, missing)
+}
+
+#[test]
+fn linux_faults_never_reclaim_but_wake_who_does() {
+    let (system, enclave, missing) = full_epc(Behaviour::linux());
     let (scans, wakes) = (system.driver.stats().reclaim_scans, system.platform.wakes());
-    let missing =
-        (1..=100).find(|page| enclave.with_pages(|_, look_up| look_up(addr(*page)).is_none()).unwrap());
-    assert_eq!(enclave.fault(addr(missing.unwrap()), RW), FaultOutcome::Retry);
+    assert_eq!(enclave.fault(addr(missing), RW), FaultOutcome::Retry);
     assert_eq!(system.driver.stats().reclaim_scans, scans);
     assert!(system.platform.wakes() > wakes);
+    assert_eq!(system.driver.stats().retries, 1);
+}
+
+#[test]
+fn a_fault_reclaims_what_it_needs() {
+    let (system, enclave, missing) = full_epc(Behaviour::default());
+    assert_eq!(enclave.fault(addr(missing), RW), FaultOutcome::Mapped);
+    assert_eq!(system.driver.stats().retries, 0);
+    check_data(&system, &enclave, BASE, 100);
+    system.check_invariants();
+}
+
+#[test]
+fn a_signal_ends_the_wait_of_a_fault() {
+    let (system, enclave, missing) = full_epc(Behaviour::default());
+    system.platform.set_signal(true);
+    assert_eq!(enclave.fault(addr(missing), RW), FaultOutcome::Retry);
+    assert_eq!(system.driver.free_pages(), 0, "the pages in its hand are not kept");
+    system.check_invariants();
 }

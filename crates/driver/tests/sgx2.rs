@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up is a failed test")]
 
-use usgx_driver::{Errno, FaultOutcome, PageKind, Prot, command};
+use usgx_driver::{Behaviour, Errno, FaultOutcome, PageKind, Prot, command};
 use usgx_testkit::{Call, Image, Profile, Sgx2Result, SimCaller, SimMachine, System, Touch};
 
 const BASE: u64 = 0x7000_0000_0000;
@@ -18,7 +18,11 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let system = System::with_epc_pages(128);
+        Self::with_behaviour(Behaviour::default())
+    }
+
+    fn with_behaviour(behaviour: Behaviour) -> Self {
+        let system = System::with_behaviour(128, Profile::default(), behaviour);
         let enclave = system.build(&Image::data(BASE, 15));
         Self { system, caller: SimCaller::new(), enclave }
     }
@@ -211,4 +215,79 @@ fn a_thread_that_can_not_be_kicked_makes_it_fail() {
     assert_eq!(f.call().restrict(0x6000, 0x1000, 1), err(Errno::EFAULT, 0, 0x1000), "the next can not");
     f.system.threads.set_stubborn(0);
     assert_eq!(f.call().restrict(0x6000, 0x1000, 1), ok(0x1000));
+}
+
+/// Runs a pass that has all pages of the fixture's enclave, in a thread of its own, and `during` while it has them.
+fn during_a_pass(f: &Fixture, during: impl FnOnce()) {
+    // Nobody has used them, and somebody inside makes the pass kick in the middle.
+    f.system.evict_all();
+    for page in 1..=8 {
+        assert_eq!(f.system.read(&f.enclave, BASE + page * 4096), Touch::Done(page));
+    }
+    f.system.driver.ksgxd_pass();
+    f.system.threads.enter(f.eid(), 1);
+    let (in_kick, kicked) = std::sync::mpsc::channel();
+    let (go_on, resumed) = std::sync::mpsc::channel::<()>();
+    f.system.spaces.on_next_kick(move || {
+        in_kick.send(()).unwrap();
+        // Nobody sends: the sender is dropped.
+        let _ = resumed.recv_timeout(std::time::Duration::from_millis(200));
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(|| f.system.driver.ksgxd_pass());
+        kicked.recv().unwrap();
+        during();
+        drop(go_on);
+    });
+}
+
+#[test]
+fn an_ioctl_waits_for_the_pass_that_has_its_page() {
+    let f = Fixture::new();
+    let loads = || f.system.driver.stats().loads;
+    let mut before = 0;
+    during_a_pass(&f, || {
+        before = loads();
+        assert_eq!(f.call().modify_types(0x2000, 0x4000, TRIM), ok(0x4000));
+    });
+    assert!(loads() >= before + 4, "the pass had the pages");
+    f.accept(2, 0x410);
+    assert_eq!(f.call().remove_pages(0x2000, 0x1000), ok(0x1000));
+    f.system.check_invariants();
+}
+
+#[test]
+fn linux_leaves_the_waiting_to_the_program() {
+    let f = Fixture::with_behaviour(Behaviour::linux());
+    during_a_pass(&f, || {
+        assert_eq!(f.call().modify_types(0x2000, 0x4000, TRIM), err(Errno::EAGAIN, 0, 0));
+    });
+    f.system.threads.leave_all();
+    let etracks = f.system.driver.stats().etracks;
+    assert_eq!(f.call().modify_types(0x2000, 0x4000, TRIM), ok(0x4000));
+    assert_eq!(f.system.driver.stats().etracks, etracks + 4, "one for each page");
+}
+
+#[test]
+fn a_signal_ends_the_wait_of_an_ioctl() {
+    let f = Fixture::new();
+    during_a_pass(&f, || {
+        f.caller.set_signal_after(Some(0));
+        assert_eq!(f.call().modify_types(0x2000, 0x4000, TRIM), err(Errno::EAGAIN, 0, 0));
+        f.caller.set_signal_after(None);
+    });
+    f.system.check_invariants();
+}
+
+#[test]
+fn an_ioctl_reclaims_what_it_needs() {
+    let system = System::with_epc_pages(64);
+    let (enclave, caller) = (system.build(&Image::data(BASE, 200)), SimCaller::new());
+    let call = Call { enclave: &enclave, caller: &caller };
+    assert_eq!(call.modify_types(0x2000, 190 * 4096, TRIM), ok(190 * 4096));
+    for page in 2..192 {
+        assert_eq!(system.accept(&enclave, BASE + 0x1000, BASE + page * 4096, 0x410), Ok(()));
+    }
+    assert_eq!(call.remove_pages(0x2000, 190 * 4096), ok(190 * 4096));
+    system.check_invariants();
 }

@@ -47,14 +47,14 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
     /// As listed at [`AllocError`].
     pub fn alloc(&self, reclaim: Reclaim) -> Result<EpcPage, AllocError> {
         let result = loop {
+            let seen = self.passes_ended();
             if let Some(page) = self.nodes.take(self.platform.current_node(), &self.states) {
                 self.counters.note_allocated();
                 break Ok(page);
             }
-            if !self.can_reclaim() {
-                return Err(AllocError::Exhausted);
-            }
-            if self.is_stuck() {
+            // In an EPC of few pages a pass may have all of them. (Linux calls that out of memory.)
+            let all_in_reclaim = !self.can_reclaim();
+            if all_in_reclaim && self.is_quiet_since(seen) || self.is_stuck() {
                 return Err(AllocError::Exhausted);
             }
             if reclaim == Reclaim::Forbidden {
@@ -62,6 +62,10 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
             }
             if self.platform.signal_pending() {
                 break Err(AllocError::Interrupted);
+            }
+            if all_in_reclaim {
+                self.wait_for_pass(seen);
+                continue;
             }
             self.counters.direct.fetch_add(1, Relaxed);
             self.reclaim_pass();

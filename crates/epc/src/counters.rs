@@ -1,4 +1,5 @@
-//! Counters of the EPC. They are statistics and watermarks, never locks: all accesses are relaxed.
+//! Counters of the EPC. They are statistics and watermarks, never locks: accesses are relaxed where no reason for
+//! another order is given.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -10,6 +11,8 @@ pub(crate) struct Counters {
     pub(crate) peak_used: AtomicUsize,
     pub(crate) leaked: AtomicUsize,
     pub(crate) passes: AtomicU64,
+    /// Those of `passes` that have ended, with every page where it belongs.
+    pub(crate) ended: AtomicU64,
     pub(crate) scanned: AtomicU64,
     pub(crate) reclaimed: AtomicU64,
     pub(crate) direct: AtomicU64,

@@ -4,7 +4,8 @@
 //! those moves, the free lists, the list of reclaimable pages, the watermarks and the reclaim pass. It does
 //! not know what an enclave is: whoever owns a page is a [`PageOwner`], which carries out what a pass
 //! decides. It runs no thread: `ksgxd` is [`Epc::should_reclaim`] and [`Epc::reclaim_pass`], called by whoever
-//! has a thread. Called by the driver. Source: `reference/linux-driver.md`, sections 3 and 12.
+//! has a thread. Called by the driver. Source: the behaviour of Linux,
+//! arch/x86/kernel/cpu/sgx/main.c.
 //!
 //! # Locks
 //!

@@ -16,6 +16,17 @@ pub trait Platform: Send + Sync + 'static {
     /// Lets other threads run.
     fn yield_now(&self);
 
+    /// Waits until `done`, which is asked at once and after every [`wake_waiters`](Self::wake_waiters); may return
+    /// early, and does so after a moment in vain. The caller holds no lock.
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        if !done() {
+            self.yield_now();
+        }
+    }
+
+    /// Says that something happened for which a thread may be waiting.
+    fn wake_waiters(&self) {}
+
     /// The NUMA node of the calling thread's processor.
     fn current_node(&self) -> usize {
         0

@@ -7,7 +7,7 @@
 //! Called by `ksgxd`, by allocations without a free page, and by the SGX2 ioctls when pages are few.
 
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use usgx_isa::EpcPage;
 
@@ -48,7 +48,29 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
     /// Looks at up to [`BATCH`] pages and reclaims those that were not used; returns how many it freed.
     pub fn reclaim_pass(&self) -> usize {
         self.counters.passes.fetch_add(1, Relaxed);
-        self.isolate().age(self).block().write(self)
+        let freed = self.isolate().age(self).block().write(self);
+        // Release: pairs with the Acquire of whoever waits for this pass, and then looks for its pages.
+        self.counters.ended.fetch_add(1, Release);
+        self.platform.wake_waiters();
+        freed
+    }
+
+    /// How many passes have ended. Read before one meets a page in reclaim, it names what to wait for.
+    pub fn passes_ended(&self) -> u64 {
+        // Acquire: pairs with the Release in `reclaim_pass`, and keeps later looks at pages after this one.
+        self.counters.ended.load(Acquire)
+    }
+
+    /// Waits until more than `seen` passes have ended; now and then returns early. No lock may be held.
+    pub fn wait_for_pass(&self, seen: u64) {
+        self.platform.wait_until(&|| self.passes_ended() != seen);
+    }
+
+    /// Whether no pass is at work and none has ended since [`passes_ended`](Self::passes_ended) was `seen`.
+    pub(crate) fn is_quiet_since(&self, seen: u64) -> bool {
+        // In this order: a pass that began before the first reading and has not ended makes the two differ. Relaxed:
+        // who missed pages that a pass took off the list has taken the list's lock after it.
+        self.counters.passes.load(Relaxed) == seen && self.passes_ended() == seen
     }
 
     fn isolate(&self) -> Isolated<O::Held> {
@@ -122,6 +144,8 @@ impl<H: HeldOwner> Blocked<H> {
         });
         let outcome = || self.0.iter().map(|entry| entry.victim.page).zip(written);
         let gone = || outcome().filter(|(_, w)| *w == Written::Gone).map(|(page, _)| page);
+        let kept = outcome().filter(|(_, w)| *w == Written::Kept).count();
+        epc.counters.refused.fetch_add(kept, Relaxed);
         epc.put_back(outcome().filter(|(_, w)| *w == Written::Kept).map(|(page, _)| page));
         {
             let mut lru = epc.lru.lock();

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use usgx_driver::Behaviour;
+
 /// The machine to build.
 #[derive(Clone, Debug)]
 pub struct MachineConfig {
@@ -14,6 +16,8 @@ pub struct MachineConfig {
     pub state_dir: Option<PathBuf>,
     /// A directory for evicted pages; without one they stay in memory.
     pub swap: Option<PathBuf>,
+    /// Where the driver goes past Linux.
+    pub behaviour: Behaviour,
 }
 
 impl Default for MachineConfig {
@@ -24,6 +28,7 @@ impl Default for MachineConfig {
             profile: usgx_cpu::Profile::default().name().to_owned(),
             state_dir: None,
             swap: None,
+            behaviour: Behaviour::default(),
         }
     }
 }

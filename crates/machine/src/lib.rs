@@ -43,3 +43,4 @@ pub use config::MachineConfig;
 pub use error::MachineError;
 pub use machine::Machine;
 pub use stats::{ClientStats, StatsSnapshot};
+pub use usgx_driver::Behaviour;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use usgx_cpu::{Processor, Profile, XsaveLayout};
-use usgx_driver::{Config, Driver, SectionConfig};
+use usgx_driver::{Behaviour, Config, Driver, SectionConfig};
 use usgx_isa::{EpcPage, PAGE_SIZE};
 use usgx_sys::cpuid::cpuid;
 use usgx_sys::{process, socket};
@@ -85,7 +85,7 @@ impl Machine {
         ));
         let spaces = Spaces::new(Arc::clone(&views), Arc::clone(&frames), Arc::clone(&hw));
         let driver = Driver::new(
-            driver_config(&profile, nr_pages),
+            driver_config(&profile, nr_pages, config.behaviour),
             Arc::clone(&hw),
             Arc::clone(&platform),
             Arc::new(spaces),
@@ -201,13 +201,14 @@ impl Drop for Machine {
     }
 }
 
-fn driver_config(profile: &Profile, nr_pages: u32) -> Config {
+fn driver_config(profile: &Profile, nr_pages: u32, behaviour: Behaviour) -> Config {
     Config {
         sections: vec![SectionConfig { node: 0, first: EpcPage(0), pages: nr_pages }],
         sgx2: profile.has_sgx2(),
         misc_reserved: !profile.miscselect(),
         attributes_reserved: !profile.attributes(),
         xfrm_reserved: !profile.xfrm(),
+        behaviour,
     }
 }
 

@@ -44,6 +44,8 @@ pub struct StatsSnapshot {
     pub loads: u64,
     /// Faults on a page that only had to be mapped.
     pub remaps: u64,
+    /// Faults after which the thread had to fault again.
+    pub retries: u64,
     /// Tracking cycles.
     pub etracks: u64,
     /// Times that threads were made to leave an enclave.
@@ -124,6 +126,7 @@ impl StatsSnapshot {
             evictions: driver.evictions,
             loads: driver.loads,
             remaps: driver.remaps,
+            retries: driver.retries,
             etracks: driver.etracks,
             kicks: driver.kicks,
             reclaim_scans: driver.reclaim_scans,

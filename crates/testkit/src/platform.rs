@@ -1,7 +1,9 @@
 //! Locks, signals and scheduling of a simulated system.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use usgx_epc::Platform;
 
 /// A platform whose signals are switched by the test and whose `ksgxd` only counts how often it is woken.
@@ -10,6 +12,8 @@ pub struct SimPlatform {
     signal: AtomicBool,
     wakes: AtomicUsize,
     node: AtomicUsize,
+    waiters: Mutex<()>,
+    wake: Condvar,
 }
 
 impl SimPlatform {
@@ -42,6 +46,18 @@ impl Platform for SimPlatform {
 
     fn yield_now(&self) {
         std::thread::yield_now();
+    }
+
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        let mut waiters = self.waiters.lock();
+        if !done() {
+            self.wake.wait_for(&mut waiters, Duration::from_millis(1));
+        }
+    }
+
+    fn wake_waiters(&self) {
+        drop(self.waiters.lock());
+        self.wake.notify_all();
     }
 
     fn current_node(&self) -> usize {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use usgx_cpu::{Access, ArenaBytes, EncluError, FuseKeys, PageBytes, Processor, Profile, Translate};
-use usgx_driver::{Config, Driver, Enclave, EnclaveId, FaultOutcome, Machine, Prot, SectionConfig};
+use usgx_driver::{
+    Behaviour, Config, Driver, Enclave, EnclaveId, FaultOutcome, Machine, Prot, SectionConfig,
+};
 use usgx_isa::{EpcPage, LinAddr};
 
 use crate::caller::SimCaller;
@@ -86,6 +88,12 @@ impl System {
     /// A system with another processor.
     #[must_use]
     pub fn with_profile(pages: u32, profile: Profile) -> Self {
+        Self::with_behaviour(pages, profile, Behaviour::default())
+    }
+
+    /// A system with another processor, and other switches of the driver.
+    #[must_use]
+    pub fn with_behaviour(pages: u32, profile: Profile, behaviour: Behaviour) -> Self {
         let mut rng = Rng::new(u64::from(pages));
         let threads = SimThreads::default();
         let fuses = FuseKeys::generate(&mut |out| rng.fill(out));
@@ -105,6 +113,7 @@ impl System {
             misc_reserved: !hw.profile().miscselect() | !1,
             attributes_reserved: !hw.profile().attributes() | 1 << 3 | 1 << 6 | 1 << 8 | 1 << 9 | !0 << 11,
             xfrm_reserved: !hw.profile().xfrm(),
+            behaviour,
         };
         let driver = Driver::new(
             config,

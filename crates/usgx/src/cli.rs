@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::engine;
 use crate::size::Size;
@@ -90,11 +90,21 @@ pub(crate) struct Hardware {
     /// Keep evicted pages in a file in this directory instead of in memory
     #[arg(long, value_name = "DIR")]
     pub(crate) swap: Option<PathBuf>,
+    /// Behave exactly like another SGX driver, where usgx does better: 'linux' fails or repeats where usgx waits
+    #[arg(long, value_name = "DRIVER")]
+    pub(crate) compat: Option<Compat>,
+}
+
+/// A driver to behave like.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Compat {
+    /// The one in the Linux kernel
+    Linux,
 }
 
 impl From<Hardware> for engine::Config {
-    fn from(Hardware { epc, cpu, swap }: Hardware) -> Self {
-        Self { epc, cpu, swap }
+    fn from(Hardware { epc, cpu, swap, compat }: Hardware) -> Self {
+        Self { epc, cpu, swap, compat }
     }
 }
 
@@ -103,7 +113,8 @@ pub(crate) struct RunArguments {
     #[command(flatten)]
     pub(crate) hardware: Hardware,
     /// Use the machine behind this socket instead of one for this run alone
-    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["epc", "cpu", "swap", "stats", "stats_json", "feed"])]
+    #[arg(long, value_name = "SOCKET")]
+    #[arg(conflicts_with_all = ["epc", "cpu", "swap", "compat", "stats", "stats_json", "feed"])]
     pub(crate) machine: Option<PathBuf>,
     /// At the end, print what happened to the EPC on standard error
     #[arg(long)]

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, ensure};
-use usgx_machine::{Machine, MachineConfig, client};
+use usgx_machine::{Behaviour, Machine, MachineConfig, client};
 use usgx_sys::attendant;
 
+use crate::cli::Compat;
 use crate::size::Size;
 use crate::statistics::Statistics;
 
@@ -29,6 +30,8 @@ pub(crate) struct Config {
     pub(crate) cpu: Option<String>,
     /// Directory for evicted pages; memory if there is none.
     pub(crate) swap: Option<PathBuf>,
+    /// A driver to behave like; `None` for the best that usgx can do.
+    pub(crate) compat: Option<Compat>,
 }
 
 impl Config {
@@ -58,6 +61,9 @@ pub(crate) fn build(config: Config) -> Result<Machine> {
     let mut machine = MachineConfig { state_dir: state_dir(), swap: config.swap, ..MachineConfig::default() };
     if let Some(epc) = config.epc {
         machine.epc_bytes = epc.0;
+    }
+    if let Some(Compat::Linux) = config.compat {
+        machine.behaviour = Behaviour::linux();
     }
     if let Some(profile) = config.cpu {
         machine.profile = profile;
@@ -143,7 +149,7 @@ mod tests {
     #[test]
     fn impossible_sizes_are_refused_with_the_possible_ones() {
         let refusal = |bytes| {
-            let config = Config { epc: Some(Size(bytes)), cpu: None, swap: None };
+            let config = Config { epc: Some(Size(bytes)), cpu: None, swap: None, compat: None };
             config.check().map_err(|error| error.to_string())
         };
         assert_eq!(refusal(64 << 20), Ok(()));

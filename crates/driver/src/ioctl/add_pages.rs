@@ -1,4 +1,4 @@
-//! ADD_PAGES: EADD and EEXTEND, page by page. Source: section 8.2.
+//! ADD_PAGES: EADD and EEXTEND, page by page. Source: Linux, arch/x86/kernel/cpu/sgx/ioctl.c.
 //!
 //! Linux looks up the source page with the enclave locked, after it has found that the address is free. A
 //! source page may be a message to a client here, and no lock is held across one. So the address is looked at

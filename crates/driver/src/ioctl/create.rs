@@ -1,4 +1,5 @@
-//! CREATE: the SECS, the first VA page and the backing store of an enclave. Source: section 8.1.
+//! CREATE: the SECS, the first VA page and the backing store of an enclave. Source: Linux,
+//! arch/x86/kernel/cpu/sgx/ioctl.c.
 
 use usgx_epc::Reclaim;
 use usgx_isa::layout::Secinfo;

@@ -1,4 +1,5 @@
-//! INIT: the checks on SIGSTRUCT that Linux makes, and EINIT. Source: section 8.3.
+//! INIT: the checks on SIGSTRUCT that Linux makes, and EINIT. Source: Linux,
+//! arch/x86/kernel/cpu/sgx/ioctl.c.
 //!
 //! EINIT may be interrupted by a pending event (`SGX_UNMASKED_EVENT`) and is then repeated, at most 1000 times.
 //! Linux sleeps 20 ms after each 20; the driver has no clock and lets others run instead.

@@ -1,7 +1,7 @@
 //! The device's ioctls: one at a time for each enclave, arguments copied in and out, checks in Linux's order.
 //!
-//! Whatever an argument says is a claim until the check that its type names. Source: `linux-driver.md`,
-//! section 8.
+//! Whatever an argument says is a claim until the check that its type names. Source: Linux,
+//! arch/x86/kernel/cpu/sgx/ioctl.c.
 
 use core::sync::atomic::Ordering;
 
@@ -41,7 +41,7 @@ impl<M: Machine> Enclave<M> {
     /// Carries out an ioctl with command `cmd` and argument `arg`.
     ///
     /// # Errors
-    /// As Linux reports them (`linux-driver.md`, section 18).
+    /// As Linux reports them.
     pub fn ioctl(&self, cmd: u32, arg: u64, caller: &dyn Caller) -> Result<u64, Errno> {
         let inner = &*self.0;
         let _running = Running::start(inner)?;

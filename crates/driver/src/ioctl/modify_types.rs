@@ -1,4 +1,4 @@
-//! MODIFY_TYPES: EMODT on a range, to TCS or TRIM. Source: section 8.7.
+//! MODIFY_TYPES: EMODT on a range, to TCS or TRIM. Source: Linux, arch/x86/kernel/cpu/sgx/ioctl.c.
 //!
 //! Linux records the new type only after a tracking that may fail, and so may end with a record that the
 //! processor does not agree with; here the record follows EMODT. And Linux drops the enclave's lock to take
@@ -27,10 +27,12 @@ impl<M: Machine> Inner<M> {
         }
         // The one wrong parameter after which the argument is copied out.
         let progress = match page_type {
-            t if t == PageType::Tcs as u64 => self
-                .for_each_page_tracked(range, |state, index| self.modify_type(state, index, PageKind::Tcs)),
-            t if t == PageType::Trim as u64 => self
-                .for_each_page_tracked(range, |state, index| self.modify_type(state, index, PageKind::Trim)),
+            t if t == PageType::Tcs as u64 => self.for_each_page_tracked(range, caller, |state, index| {
+                self.modify_type(state, index, PageKind::Tcs)
+            }),
+            t if t == PageType::Trim as u64 => self.for_each_page_tracked(range, caller, |state, index| {
+                self.modify_type(state, index, PageKind::Trim)
+            }),
             _ => Progress::none(Errno::EINVAL),
         };
         argument.fields[3] = progress.code();
@@ -52,7 +54,7 @@ impl<M: Machine> Inner<M> {
                 return Err(Errno::EPERM.into());
             }
             // Taking it off the list and putting it back as the newest page: no pass may have it now.
-            self.kernel.epc.unmark_reclaimable(page).map_err(|_| Errno::EAGAIN)?;
+            self.kernel.epc.unmark_reclaimable(page).map_err(|_| PageError::in_reclaim(Errno::EAGAIN))?;
         }
         self.kernel.spaces.zap(self.id, &[(self.addr(index), page)]);
         if to_tcs {

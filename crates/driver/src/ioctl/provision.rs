@@ -1,4 +1,5 @@
-//! PROVISION: lets the enclave have ATTRIBUTES.PROVISIONKEY. Source: section 8.4.
+//! PROVISION: lets the enclave have ATTRIBUTES.PROVISIONKEY. Source: Linux,
+//! arch/x86/kernel/cpu/sgx/ioctl.c.
 
 use super::argument::Argument;
 use crate::enclave::Inner;

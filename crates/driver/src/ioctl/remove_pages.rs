@@ -1,4 +1,4 @@
-//! REMOVE_PAGES: EREMOVE of trimmed and accepted pages. Source: section 8.8.
+//! REMOVE_PAGES: EREMOVE of trimmed and accepted pages. Source: Linux, arch/x86/kernel/cpu/sgx/ioctl.c.
 //!
 //! As Linux, this finds out whether the enclave has accepted the trimming by an EMODPR that must fail: an
 //! accepted TRIM page gives `#PF`, one that is not accepted yet `SGX_PAGE_NOT_MODIFIABLE`.
@@ -23,7 +23,7 @@ impl<M: Machine> Inner<M> {
         if count != 0 {
             return Err(Errno::EINVAL);
         }
-        let progress = self.for_each_page(range, |state, index| self.remove_page(state, index));
+        let progress = self.for_each_page(range, caller, |state, index| self.remove_page(state, index));
         argument.fields[2] = progress.bytes();
         argument.write_back(caller, progress.errno())
     }
@@ -39,7 +39,7 @@ impl<M: Machine> Inner<M> {
         if !matches!(kernel.hw.emodpr(page, &probe), Err(LeafError::Fault(Fault::Pf(_)))) {
             return Err(Errno::EPERM.into());
         }
-        kernel.epc.unmark_reclaimable(page).map_err(|_| Errno::EBUSY)?;
+        kernel.epc.unmark_reclaimable(page).map_err(|_| PageError::in_reclaim(Errno::EBUSY))?;
         kernel.spaces.zap(self.id, &[(self.addr(index), page)]);
         state.remove(index);
         kernel.release(page);

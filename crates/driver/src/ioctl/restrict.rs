@@ -1,4 +1,4 @@
-//! RESTRICT_PERMISSIONS: EMODPR on a range. Source: section 8.6.
+//! RESTRICT_PERMISSIONS: EMODPR on a range. Source: Linux, arch/x86/kernel/cpu/sgx/ioctl.c.
 
 use usgx_isa::Encls;
 use usgx_isa::layout::SecinfoFlags;
@@ -21,7 +21,7 @@ impl<M: Machine> Inner<M> {
             return Err(Errno::EINVAL);
         }
         let secinfo = secinfo(SecinfoFlags::from_bits_truncate(permissions));
-        let progress = self.for_each_page_tracked(range, |state, index| {
+        let progress = self.for_each_page_tracked(range, caller, |state, index| {
             let record = state.pages.get(index).ok_or(Errno::EFAULT)?;
             if record.kind != PageKind::Reg {
                 return Err(Errno::EINVAL.into());

@@ -1,4 +1,9 @@
-//! What the three SGX2 ioctls share: who may call them, and the loop over a range of pages. Source: section 8.5.
+//! What the three SGX2 ioctls share: who may call them, and the loop over a range of pages.
+//!
+//! Linux fails with `EAGAIN` at a page that a reclaim pass has, and as the list of reclaimable pages is in order of
+//! use, `ksgxd` runs just ahead of such a loop when EPC is short: a program would have to repeat the ioctl
+//! for nearly every page. Here the ioctl waits ([`Behaviour::ioctls_wait`](crate::Behaviour::ioctls_wait)). Source:
+//! Linux, arch/x86/kernel/cpu/sgx/ioctl.c.
 
 use usgx_isa::LeafError;
 use usgx_isa::layout::{Secinfo, SecinfoFlags};
@@ -8,19 +13,44 @@ use crate::enclave::{Inner, Phase};
 use crate::errno::Errno;
 use crate::page::Prot;
 use crate::paging::LoadError;
-use crate::seams::Machine;
+use crate::patience::{Obstacle, Obstructed};
+use crate::seams::{Caller, Machine};
 use crate::state::State;
 
 /// How one page of a range failed.
+#[derive(Clone, Copy)]
 pub(super) struct PageError {
     pub(super) errno: Errno,
     /// What the leaf returned, if it was one and returned a code.
-    pub(super) code: u64,
+    code: u64,
+    /// What is in the way, if that does not stay.
+    obstacle: Option<Obstacle>,
+}
+
+impl PageError {
+    /// A reclaim pass has the page, which Linux reports as `errno`.
+    pub(super) fn in_reclaim(errno: Errno) -> Self {
+        Self { obstacle: Some(Obstacle::InReclaim), ..errno.into() }
+    }
 }
 
 impl From<Errno> for PageError {
     fn from(errno: Errno) -> Self {
-        Self { errno, code: 0 }
+        Self { errno, code: 0, obstacle: None }
+    }
+}
+
+impl From<LoadError> for PageError {
+    fn from(error: LoadError) -> Self {
+        let obstacle = error.obstacle();
+        let errno = if obstacle.is_some() { Errno::EAGAIN } else { Errno::EFAULT };
+        Self { obstacle, ..errno.into() }
+    }
+}
+
+impl Obstructed for PageError {
+    fn obstacle(&self) -> Option<Obstacle> {
+        self.obstacle
     }
 }
 
@@ -30,7 +60,7 @@ impl From<LeafError> for PageError {
             LeafError::Code(code) => code as u64,
             LeafError::Fault(_) => 0,
         };
-        Self { errno: Errno::EFAULT, code }
+        Self { code, ..Errno::EFAULT.into() }
     }
 }
 
@@ -73,23 +103,24 @@ impl<M: Machine> Inner<M> {
         Ok(())
     }
 
-    /// Loads each page of the range in turn and runs `each` on it, with the lock held.
+    /// Loads each page of the range in turn and runs `each` on it, with the lock held. `each` changes nothing when it
+    /// reports an obstacle, and may be called again.
     pub(super) fn for_each_page(
         &self,
         range: EnclRange,
+        caller: &dyn Caller,
         mut each: impl FnMut(&mut State, u64) -> Result<(), PageError>,
     ) -> Progress {
+        let stop = || !self.kernel.config.behaviour.ioctls_wait || caller.signal_pending();
         for done in 0..range.count {
             let index = range.first + done;
             if self.kernel.epc.is_low() {
                 self.kernel.epc.reclaim_pass();
             }
-            let mut state = self.lock();
-            let result = match self.load(&mut state, index, Prot::empty()) {
-                Ok(_) => each(&mut state, index),
-                Err(LoadError::Busy) => Err(Errno::EAGAIN.into()),
-                Err(_) => Err(Errno::EFAULT.into()),
-            };
+            let result = self.persist(stop, |state, supply| {
+                self.load(state, index, Prot::empty(), supply)?;
+                each(state, index)
+            });
             if result.is_err() {
                 return Progress { done, result };
             }
@@ -101,15 +132,25 @@ impl<M: Machine> Inner<M> {
     pub(super) fn for_each_page_tracked(
         &self,
         range: EnclRange,
-        each: impl FnMut(&mut State, u64) -> Result<(), PageError>,
+        caller: &dyn Caller,
+        mut each: impl FnMut(&mut State, u64) -> Result<(), PageError>,
     ) -> Progress {
-        let mut progress = self.for_each_page(range, each);
-        if progress.done > 0
-            && let Err(errno) = self.track_changes()
-        {
-            progress.result = Err(errno.into());
+        let step = if self.kernel.config.behaviour.track_once { range.count } else { 1 };
+        let mut done = 0;
+        while done < range.count {
+            let part = EnclRange { first: range.first + done, count: step };
+            let mut progress = self.for_each_page(part, caller, &mut each);
+            if progress.done > 0
+                && let Err(errno) = self.track_changes()
+            {
+                progress.result = Err(errno.into());
+            }
+            done += progress.done;
+            if progress.result.is_err() {
+                return Progress { done, ..progress };
+            }
         }
-        progress
+        Progress { done, result: Ok(()) }
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn fault(link: &Link, words: &Words) -> Words {
     let page = LinAddr(addr).page();
     let was_operand = link.missing_operand.swap(0, Relaxed) == page.0 | 1;
     let vma = Prot::from_bits_truncate((prot & 7) as u8);
-    let answer = match resolve(link, &open, page, vma) {
+    let answer = match resolve(link, &open, page, vma, || link.signal_pending()) {
         FaultOutcome::Mapped => judge(link, &open, addr, access(code), kind),
         FaultOutcome::Retry | FaultOutcome::OutOfMemory => (outcome::RETRY, 0),
         FaultOutcome::Sigbus => (outcome::SIGBUS, 0),
@@ -42,11 +42,17 @@ pub(super) fn fault(link: &Link, words: &Words) -> Words {
     }
 }
 
-/// Runs the driver's fault handler, again if it says so and it may help.
-pub(super) fn resolve(link: &Link, open: &OpenEnclave, page: LinAddr, vma: Prot) -> FaultOutcome {
+/// Runs the driver's fault handler, again if it says so and it may help, and `stop` does not say that it is enough.
+pub(super) fn resolve(
+    link: &Link,
+    open: &OpenEnclave,
+    page: LinAddr,
+    vma: Prot,
+    stop: impl Fn() -> bool,
+) -> FaultOutcome {
     for _ in 0..MAX_REPEATS {
         match open.enclave.fault(page.0, vma) {
-            FaultOutcome::Retry | FaultOutcome::OutOfMemory if !link.is_over() => {
+            FaultOutcome::Retry | FaultOutcome::OutOfMemory if !stop() => {
                 link.host.platform.wait_for_pass(PATIENCE);
             }
             other => return other,

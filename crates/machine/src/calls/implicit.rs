@@ -54,7 +54,8 @@ fn store(link: &Link, open: &OpenEnclave, page: LinAddr, write: impl Fn(EpcPage)
             Ok(Some(false)) => break,
             Ok(None) | Err(_) => {}
         }
-        match resolve(link, open, page, Prot::R | Prot::W) {
+        // A signal does not end this: there is nobody who would store again.
+        match resolve(link, open, page, Prot::R | Prot::W, || link.is_over()) {
             FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::OutOfMemory if !link.is_over() => {}
             _ => break,
         }

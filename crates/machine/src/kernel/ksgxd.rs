@@ -21,7 +21,6 @@ pub(crate) fn start(
             let mut idle_passes = 0;
             while driver.ksgxd_should_run() && !platform.is_stopped() {
                 let freed = driver.ksgxd_pass();
-                platform.pass_done();
                 // A pass over young pages frees none and makes them old, so the next ones will: rest only when
                 // several in a row were in vain.
                 idle_passes = if freed == 0 { idle_passes + 1 } else { 0 };

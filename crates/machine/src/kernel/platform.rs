@@ -7,13 +7,16 @@ use usgx_driver::Platform;
 
 use crate::clients::worker;
 
+/// The longest that a thread waits for a reclaim pass before it looks around: a pass that kicks nobody takes less.
+const WAIT_BOUND: Duration = Duration::from_millis(1);
+
 #[derive(Debug, Default)]
 struct Clock {
     /// Somebody wants `ksgxd` to run.
     wanted: bool,
     /// The machine ends.
     stopped: bool,
-    /// Passes that `ksgxd` has made.
+    /// Reclaim passes that have ended.
     passes: u64,
 }
 
@@ -23,7 +26,7 @@ pub(crate) struct HostPlatform {
     clock: Mutex<Clock>,
     /// For `ksgxd`.
     alarm: Condvar,
-    /// For those who wait for it.
+    /// For those who wait for a pass to end.
     done: Condvar,
 }
 
@@ -36,12 +39,6 @@ impl HostPlatform {
         }
         clock.wanted = false;
         !clock.stopped
-    }
-
-    /// Says that a pass is done. For `ksgxd`.
-    pub(crate) fn pass_done(&self) {
-        self.clock.lock().passes += 1;
-        self.done.notify_all();
     }
 
     /// Waits for the end of a pass, at most for `bound`.
@@ -81,5 +78,17 @@ impl Platform for HostPlatform {
 
     fn yield_now(&self) {
         std::thread::yield_now();
+    }
+
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        let mut clock = self.clock.lock();
+        if !done() && !clock.stopped {
+            self.done.wait_for(&mut clock, WAIT_BOUND);
+        }
+    }
+
+    fn wake_waiters(&self) {
+        self.clock.lock().passes += 1;
+        self.done.notify_all();
     }
 }

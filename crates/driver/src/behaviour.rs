@@ -1,0 +1,33 @@
+//! Every way in which this driver goes past Linux and a program could notice, each with a switch.
+//!
+//! Repairs of Linux's races and leaks have none: they are told where they are made.
+
+/// The switches. [`Default`] is what serves programs best, [`linux`](Self::linux) what Linux does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Behaviour {
+    /// SGX2 ioctls that meet a page in reclaim, or no free EPC page, wait for the one and reclaim for the other.
+    /// They fail with `EAGAIN` when a signal comes meanwhile. Default: yes. Linux: `EAGAIN` at once.
+    pub ioctls_wait: bool,
+    /// Page faults do the same, and the thread repeats its access when the page is there. Default: yes. Linux:
+    /// the thread faults again and again, until `ksgxd` has freed a page.
+    pub faults_wait: bool,
+    /// One ETRACK, and one round of kicks, for all pages of an SGX2 ioctl. Default: yes. Linux: for each page.
+    pub track_once: bool,
+    /// How many pages after a missing one a fault adds besides (EAUG), where there are none and EPC is plenty.
+    /// The enclave still has to accept each of them. Default and Linux: 0.
+    pub fault_around: u32,
+}
+
+impl Behaviour {
+    /// Linux's behaviour in everything.
+    #[must_use]
+    pub const fn linux() -> Self {
+        Self { ioctls_wait: false, faults_wait: false, track_once: false, fault_around: 0 }
+    }
+}
+
+impl Default for Behaviour {
+    fn default() -> Self {
+        Self { ioctls_wait: true, faults_wait: true, track_once: true, fault_around: 0 }
+    }
+}
