@@ -141,6 +141,11 @@ impl Client {
         self.slots.lock().remove(&index);
     }
 
+    /// Calls `f` for each slot in use, with their lock held.
+    pub(crate) fn for_each_slot(&self, f: impl FnMut(&Arc<ThreadSlot>)) {
+        self.slots.lock().values().for_each(f);
+    }
+
     /// The slots in use.
     pub(crate) fn slots(&self) -> Vec<Arc<ThreadSlot>> {
         self.slots.lock().values().cloned().collect()

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 use usgx_sys::socket;
@@ -11,18 +11,35 @@ use usgx_wire::slot::turn;
 use crate::clients::Client;
 
 /// Counts the pages that a thread has faulted in, so that its last ones can be told.
-#[derive(Debug, Default)]
-pub(crate) struct FaultClock(AtomicU64);
+#[derive(Debug)]
+pub(crate) struct FaultClock {
+    id: u32,
+    now: AtomicU32,
+}
+
+/// Numbers of clocks. That they come again after 4 thousand million threads does no harm.
+static NEXT_CLOCK: AtomicU32 = AtomicU32::new(1);
+
+impl Default for FaultClock {
+    fn default() -> Self {
+        Self { id: NEXT_CLOCK.fetch_add(1, Relaxed), now: AtomicU32::new(0) }
+    }
+}
 
 impl FaultClock {
-    /// The number of faults so far.
-    pub(crate) fn now(&self) -> u64 {
-        self.0.load(Relaxed)
+    /// A number by which to remember the clock.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The number of faults so far; it wraps.
+    pub(crate) fn now(&self) -> u32 {
+        self.now.load(Relaxed)
     }
 
     /// Counts a fault; returns its number.
-    pub(crate) fn tick(&self) -> u64 {
-        self.0.fetch_add(1, Relaxed) + 1
+    pub(crate) fn tick(&self) -> u32 {
+        self.now.fetch_add(1, Relaxed).wrapping_add(1)
     }
 }
 

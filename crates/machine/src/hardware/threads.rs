@@ -48,11 +48,11 @@ impl LogicalProcessors for Threads {
 /// Calls `f` for each thread that counts as inside, with the epoch of its entry.
 fn for_each_inside(view: &View, mut f: impl FnMut(&Arc<Client>, &Arc<ThreadSlot>, u64)) {
     for client in view.members() {
-        for slot in client.slots() {
+        client.for_each_slot(|slot| {
             if let Some(epoch) = slot.inside(&client, view.id().0) {
-                f(&client, &slot, epoch);
+                f(&client, slot, epoch);
             }
-        }
+        });
     }
 }
 

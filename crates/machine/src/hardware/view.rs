@@ -27,12 +27,13 @@ use crate::clients::{Client, FaultClock};
 use crate::hardware::frames::Frames;
 use crate::hardware::ranges::RangeSet;
 use crate::hardware::window::Window;
+use crate::page_map::PageMap;
 use crate::system::Hw;
 
 /// Most ranges that one process may have registered for one enclave: the default limit of mappings of a process.
 const MAX_RANGES: usize = 65_530;
 /// A page among the last this many that a thread faulted in is not aged: an instruction may need several.
-const RECENT_FAULTS: u64 = 16;
+const RECENT_FAULTS: u32 = 16;
 /// How often a page is spared for that reason before it is aged all the same, so that a thread that has stopped
 /// faulting does not keep its last pages for ever.
 const MAX_SPARED: u8 = 2;
@@ -56,27 +57,21 @@ struct Place {
     window: Window,
 }
 
-/// A page that processes can see.
+/// A page that processes can see. There may be millions, so it is small.
 #[derive(Debug)]
 struct Mapped {
     page: EpcPage,
     /// What the window says of it.
     entry: u32,
+    /// When a thread faulted it in, and by which clock.
+    faulted: u32,
+    clock: u32,
     /// The window's TCS, if the page is one.
     tcs: Option<u16>,
-    /// The thread that faulted it in, and when.
-    faulted: Option<(Weak<FaultClock>, u64)>,
     spared: u8,
 }
 
-impl Mapped {
-    fn is_recent(&self) -> bool {
-        self.faulted
-            .as_ref()
-            .and_then(|(clock, at)| Some(clock.upgrade()?.now().saturating_sub(*at) < RECENT_FAULTS))
-            .unwrap_or(false)
-    }
-}
+const _: () = assert!(size_of::<Option<Mapped>>() <= 24);
 
 /// Where one process has the enclave mapped.
 #[derive(Debug)]
@@ -87,7 +82,9 @@ struct Registration {
 
 #[derive(Debug, Default)]
 struct Books {
-    mapped: HashMap<u32, Mapped>,
+    mapped: PageMap<Mapped>,
+    /// The clocks by which pages were faulted in, by number; those of threads that are gone are removed now and then.
+    clocks: HashMap<u32, Weak<FaultClock>>,
     /// By client number.
     registrations: HashMap<u64, Registration>,
     /// TCS entries of the window that were used and are free again, and the first one never used.
@@ -156,7 +153,8 @@ impl View {
         let Some(place) = self.place.get() else { return };
         place.window.set_attributes(state.attributes);
         let mut books = self.books.lock();
-        let shown: Vec<u32> = books.mapped.iter().filter(|(_, m)| m.tcs.is_some()).map(|(i, _)| *i).collect();
+        let shown: Vec<u32> =
+            books.mapped.iter().filter(|(_, m)| m.tcs.is_some()).map(|(i, _)| i as u32).collect();
         for index in shown {
             books.hide_tcs(place, hw, index, entry::PRESENT);
         }
@@ -230,14 +228,16 @@ impl View {
     /// What the window says of the page at `addr`; 0 if it is not mapped.
     pub(crate) fn entry(&self, addr: u64) -> u32 {
         let Some((_, index)) = self.index(addr) else { return 0 };
-        self.books.lock().mapped.get(&index).map_or(0, |mapped| mapped.entry)
+        self.books.lock().mapped.get(index.into()).map_or(0, |mapped| mapped.entry)
     }
 
     /// Shows new permissions of the page at `addr`, if it is mapped.
     /// Preconditions: the enclave's lock is held.
     pub(crate) fn refresh(&self, addr: u64, epcm: &EpcmEntry) {
         let Some((place, index)) = self.index(addr) else { return };
-        if let Some(mapped) = self.books.lock().mapped.get_mut(&index).filter(|mapped| mapped.tcs.is_none()) {
+        if let Some(mapped) =
+            self.books.lock().mapped.get_mut(index.into()).filter(|mapped| mapped.tcs.is_none())
+        {
             mapped.entry = entry::MAPPED | entry::PRESENT | permissions(epcm);
             place.window.set_entry(index, mapped.entry);
         }
@@ -266,11 +266,11 @@ impl View {
             }
             PageType::Reg => {
                 let Some(faulter) = faulter else { return Ok(()) };
-                let faulted = Some((Arc::downgrade(faulter.clock), faulter.clock.tick()));
+                let (clock, faulted) = books.tick(faulter);
                 let uffd = books.uffd(faulter.client, addr).ok_or(MapFailed)?;
-                if let Some(mapped) = books.mapped.get_mut(&index) {
+                if let Some(mapped) = books.mapped.get_mut(index.into()) {
                     // Its bytes are in the view, so this process has met the marker of an old write protection.
-                    mapped.faulted = faulted;
+                    (mapped.clock, mapped.faulted) = (clock, faulted);
                     return match uffd.write_protect(addr, PAGE_SIZE as u64, false) {
                         Ok(()) => Ok(()),
                         Err(_) => Err(MapFailed),
@@ -292,7 +292,8 @@ impl View {
                         MapFailed
                     })?;
                 let entry = entry::MAPPED | entry::PRESENT | permissions(&epcm);
-                books.mapped.insert(index, Mapped { page, entry, tcs: None, faulted, spared: 0 });
+                let mapped = Mapped { page, entry, faulted, clock, tcs: None, spared: 0 };
+                books.mapped.insert(index.into(), mapped);
                 place.window.set_entry(index, entry);
                 Ok(())
             }
@@ -312,7 +313,7 @@ impl View {
                 place.window.set_entry(index, rest);
             }
             let Some((mapped, is_tcs)) =
-                books.mapped.get(&index).map(|mapped| (mapped.page, mapped.tcs.is_some()))
+                books.mapped.get(index.into()).map(|mapped| (mapped.page, mapped.tcs.is_some()))
             else {
                 continue;
             };
@@ -355,7 +356,7 @@ impl View {
             tracing::warn!(%error, enclave = self.id.0, "cannot take pages out of a view");
         }
         for (index, _) in run {
-            if let Some(mapped) = books.mapped.remove(index) {
+            if let Some(mapped) = books.mapped.remove((*index).into()) {
                 let permissions = mapped.entry & (entry::R | entry::W | entry::X);
                 place.window.set_entry(*index, if rest == 0 { 0 } else { rest | permissions });
             }
@@ -368,11 +369,12 @@ impl View {
         let mut old = Vec::with_capacity(pages.len());
         {
             let mut books = self.books.lock();
+            let Books { mapped: all, clocks, .. } = &mut *books;
             for ((addr, page), young) in pages.iter().zip(young) {
-                let mapped = self.index(*addr).and_then(|(_, index)| books.mapped.get_mut(&index));
+                let mapped = self.index(*addr).and_then(|(_, index)| all.get_mut(index.into()));
                 *young = mapped.is_some();
                 let Some(mapped) = mapped else { continue };
-                if mapped.spared < MAX_SPARED && mapped.is_recent() {
+                if mapped.spared < MAX_SPARED && is_recent(clocks, mapped) {
                     mapped.spared += 1;
                 } else {
                     old.push((*addr, *page));
@@ -398,7 +400,23 @@ impl View {
     }
 }
 
+/// Whether a page is among the last that the thread faulted in that needed it.
+fn is_recent(clocks: &HashMap<u32, Weak<FaultClock>>, mapped: &Mapped) -> bool {
+    let clock = clocks.get(&mapped.clock).and_then(Weak::upgrade);
+    clock.is_some_and(|clock| clock.now().wrapping_sub(mapped.faulted) < RECENT_FAULTS)
+}
+
 impl Books {
+    /// Counts a fault; the clock's number, and the fault's.
+    fn tick(&mut self, faulter: &Faulter<'_>) -> (u32, u32) {
+        let id = faulter.clock.id();
+        if !self.clocks.contains_key(&id) {
+            self.clocks.retain(|_, clock| clock.strong_count() > 0);
+            self.clocks.insert(id, Arc::downgrade(faulter.clock));
+        }
+        (id, faulter.clock.tick())
+    }
+
     /// The userfaultfd of a process, if it has registered the page at `addr`.
     fn uffd(&self, client: u64, addr: u64) -> Option<Arc<Userfaultfd>> {
         let registration = self.registrations.get(&client)?;
@@ -415,9 +433,10 @@ impl Books {
         page: EpcPage,
         faulter: Option<&Faulter<'_>>,
     ) {
-        let faulted = faulter.map(|faulter| (Arc::downgrade(faulter.clock), faulter.clock.tick()));
-        if let Some(mapped) = self.mapped.get_mut(&index) {
-            mapped.faulted = faulted;
+        // No clock has the number 0.
+        let (clock, faulted) = faulter.map_or((0, 0), |faulter| self.tick(faulter));
+        if let Some(mapped) = self.mapped.get_mut(index.into()) {
+            (mapped.clock, mapped.faulted) = (clock, faulted);
             return;
         }
         let address = LinAddr(addr);
@@ -430,7 +449,8 @@ impl Books {
         let slot = self.take_tcs_slot(place, hw);
         place.window.show_tcs(slot, address, tcs.as_ref());
         let entry = entry::TCS | entry::PRESENT | u32::from(slot) << entry::TCS_SHIFT;
-        self.mapped.insert(index, Mapped { page, entry, tcs: Some(slot), faulted, spared: 0 });
+        let mapped = Mapped { page, entry, faulted, clock, tcs: Some(slot), spared: 0 };
+        self.mapped.insert(index.into(), mapped);
         place.window.set_entry(index, entry);
     }
 
@@ -447,7 +467,8 @@ impl Books {
                 self.next_tcs += 1;
                 return u16::try_from(self.next_tcs - 1).expect("MAX_TCS is far below 65,536");
             }
-            let victim = self.mapped.iter().find(|(_, mapped)| mapped.tcs.is_some()).map(|(index, _)| *index);
+            let victim =
+                self.mapped.iter().find(|(_, mapped)| mapped.tcs.is_some()).map(|(index, _)| index as u32);
             self.hide_tcs(
                 place,
                 hw,
@@ -459,7 +480,7 @@ impl Books {
 
     /// Takes a TCS out of the window and stores what became of it.
     fn hide_tcs(&mut self, place: &Place, hw: &Hw, index: u32, rest: u32) {
-        let Some(mapped) = self.mapped.remove(&index) else { return };
+        let Some(mapped) = self.mapped.remove(index.into()) else { return };
         let Some(slot) = mapped.tcs else { return };
         // The entry first: whoever finds it gone asks; whoever still follows it finds the word gone.
         place.window.set_entry(index, rest);

@@ -4,6 +4,7 @@
 //! file's reads and writes, which is one page at a time for all enclaves, and bounded by the disk.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use usgx_sys::Errno;
 
 use crate::kernel::slab::{SLOT_SIZE, Slab};
 use crate::kernel::swap_file::SwapFile;
+use crate::page_map::PageMap;
 
 /// The largest enclave that the machine takes: its window alone has a word for each page.
 const MAX_SIZE: u64 = 1 << 40;
@@ -27,8 +29,8 @@ enum Medium {
 #[derive(Debug)]
 struct Inner {
     medium: Medium,
-    /// For each enclave, the slot of each page.
-    enclaves: HashMap<EnclaveId, HashMap<u64, u64>>,
+    /// For each enclave, the slot of each page, counted from 1.
+    enclaves: HashMap<EnclaveId, PageMap<NonZeroU32>>,
 }
 
 /// The backing store of all enclaves.
@@ -56,14 +58,15 @@ impl Store {
 
 impl Inner {
     fn slot(&self, enclave: EnclaveId, index: u64) -> Result<u64, StoreError> {
-        self.enclaves.get(&enclave).and_then(|slots| slots.get(&index)).copied().ok_or(StoreError::Io)
+        let slot = self.enclaves.get(&enclave).and_then(|slots| slots.get(index));
+        slot.map(|slot| number(*slot)).ok_or(StoreError::Io)
     }
 
     fn reserve(&mut self, enclave: EnclaveId, index: u64) -> Result<u64, StoreError> {
-        if let Ok(slot) = self.slot(enclave, index) {
-            return Ok(slot);
-        }
         let slots = self.enclaves.get_mut(&enclave).ok_or(StoreError::Io)?;
+        if let Some(slot) = slots.get(index) {
+            return Ok(number(*slot));
+        }
         let slot = match &mut self.medium {
             Medium::Memory(slab) => slab.take(),
             Medium::File(file) => file.take().map_err(|error| match error {
@@ -71,7 +74,12 @@ impl Inner {
                 _ => StoreError::Io,
             })?,
         };
-        slots.insert(index, slot);
+        let Some(counted) = u32::try_from(slot + 1).ok().and_then(NonZeroU32::new) else {
+            // 16 TiB of evicted pages.
+            self.free(slot);
+            return Err(StoreError::Full);
+        };
+        slots.insert(index, counted);
         Ok(slot)
     }
 
@@ -88,7 +96,7 @@ impl BackingStore for Store {
         if size > MAX_SIZE {
             return Err(StoreError::TooLarge);
         }
-        self.0.lock().enclaves.insert(enclave, HashMap::new());
+        self.0.lock().enclaves.insert(enclave, PageMap::default());
         Ok(())
     }
 
@@ -100,12 +108,17 @@ impl BackingStore for Store {
         let mut inner = self.0.lock();
         let slot = inner.reserve(enclave, index)?;
         let pcmd: &[u8] = page.pcmd.as_ref();
-        let mut bytes = [0; SLOT_SIZE];
-        bytes[..PAGE_SIZE].copy_from_slice(&page.contents.0);
-        bytes[PAGE_SIZE..].copy_from_slice(pcmd);
+        let fill = |bytes: &mut [u8]| {
+            bytes[..PAGE_SIZE].copy_from_slice(&page.contents.0);
+            bytes[PAGE_SIZE..].copy_from_slice(pcmd);
+        };
         match &mut inner.medium {
-            Medium::Memory(slab) => slab.bytes(slot).copy_from_slice(&bytes),
-            Medium::File(file) => file.write(slot, &bytes).map_err(|error| report(&error))?,
+            Medium::Memory(slab) => fill(slab.bytes(slot)),
+            Medium::File(file) => {
+                let mut bytes = [0; SLOT_SIZE];
+                fill(&mut bytes);
+                file.write(slot, &bytes).map_err(|error| report(&error))?;
+            }
         }
         Ok(())
     }
@@ -113,31 +126,41 @@ impl BackingStore for Store {
     fn get(&self, enclave: EnclaveId, index: u64, out: &mut EvictedPage) -> Result<(), StoreError> {
         let mut inner = self.0.lock();
         let slot = inner.slot(enclave, index)?;
-        let mut bytes = [0; SLOT_SIZE];
+        let mut read = |bytes: &[u8]| {
+            out.contents.0.copy_from_slice(&bytes[..PAGE_SIZE]);
+            out.pcmd = Pcmd::try_copy_from(&bytes[PAGE_SIZE..]).ok_or(StoreError::Io)?;
+            Ok(())
+        };
         match &mut inner.medium {
-            Medium::Memory(slab) => bytes.copy_from_slice(slab.bytes(slot)),
-            Medium::File(file) => file.read(slot, &mut bytes).map_err(|error| report(&error))?,
+            Medium::Memory(slab) => read(slab.bytes(slot)),
+            Medium::File(file) => {
+                let mut bytes = [0; SLOT_SIZE];
+                file.read(slot, &mut bytes).map_err(|error| report(&error))?;
+                read(&bytes)
+            }
         }
-        out.contents.0.copy_from_slice(&bytes[..PAGE_SIZE]);
-        out.pcmd = Pcmd::try_copy_from(&bytes[PAGE_SIZE..]).ok_or(StoreError::Io)?;
-        Ok(())
     }
 
     fn discard(&self, enclave: EnclaveId, index: u64) {
         let mut inner = self.0.lock();
-        let slot = inner.enclaves.get_mut(&enclave).and_then(|slots| slots.remove(&index));
+        let slot = inner.enclaves.get_mut(&enclave).and_then(|slots| slots.remove(index));
         if let Some(slot) = slot {
-            inner.free(slot);
+            inner.free(number(slot));
         }
     }
 
     fn destroy(&self, enclave: EnclaveId) {
         let mut inner = self.0.lock();
         let slots = inner.enclaves.remove(&enclave).unwrap_or_default();
-        for slot in slots.into_values() {
-            inner.free(slot);
+        for (_, slot) in slots.iter() {
+            inner.free(number(*slot));
         }
     }
+}
+
+/// The medium's number of a slot.
+fn number(slot: NonZeroU32) -> u64 {
+    u64::from(slot.get()) - 1
 }
 
 fn report(error: &std::io::Error) -> StoreError {
