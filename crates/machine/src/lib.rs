@@ -36,6 +36,7 @@ mod hardware;
 mod header;
 mod kernel;
 mod machine;
+mod page_map;
 mod stats;
 mod system;
 
