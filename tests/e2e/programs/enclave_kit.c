@@ -14,8 +14,7 @@
  *     prove FILE OUT SEED   writes a report for the enclave of that TARGETINFO
  *     check FILE      verifies a report with this enclave's report key
  *     fill SEED       writes a word into each page of the heap
- *     sweep SEED [P]  reads them: prints how many are right, wrong, or refused by an exception; and whether page P is
- *                     refused
+ *     sweep SEED      reads them: prints how many are right, wrong, or refused by an exception
  *     spin            a thread counts inside the enclave for ever; prints the count ten times a second
  *     hold            prints "holding" and waits for a line on standard input
  *
@@ -749,10 +748,9 @@ static void retreat(void)
 		fail(3, "no retreat: leaf %u, exception %u", state.function, state.exception_vector);
 }
 
-static void sweep(uint64_t seed, uint64_t watched)
+static void sweep(uint64_t seed)
 {
 	uint64_t right = 0, wrong = 0, refused = 0, first = UINT64_MAX;
-	int seen = 0;
 
 	for (uint64_t page = 0; page < heap_pages; page++) {
 		uint64_t value = 0;
@@ -762,7 +760,6 @@ static void sweep(uint64_t seed, uint64_t watched)
 			if (state.exception_vector != 14)
 				fail(3, "page %lu: exception %u", page, state.exception_vector);
 			refused++;
-			seen |= page == watched;
 			if (first == UINT64_MAX)
 				first = page;
 			retreat();
@@ -772,8 +769,20 @@ static void sweep(uint64_t seed, uint64_t watched)
 			wrong++;
 		}
 	}
-	printf("swept: %lu right, %lu wrong, %lu refused, first %ld%s\n", right, wrong, refused, (long)first,
-	       seen ? ", the watched one too" : "");
+	printf("swept: %lu right, %lu wrong, %lu refused, first %ld\n", right, wrong, refused, (long)first);
+}
+
+/* Everything but the heap is used before, so that what is evicted by then is heap. */
+static void hold(void)
+{
+	uint64_t word;
+
+	for (size_t i = 0; i < image.count; i++)
+		if (image.pages[i].flags & R && (!heap || image.pages[i].offset < heap))
+			copy(&word, base + image.pages[i].offset, sizeof(word));
+	printf("holding\n");
+	for (int byte = getchar(); byte != EOF && byte != '\n';)
+		byte = getchar();
 }
 
 static void *spin_inside(void *count)
@@ -817,9 +826,7 @@ static void take_steps(char **arguments)
 		} else if (!strcmp(step, "spin")) {
 			spin();
 		} else if (!strcmp(step, "hold")) {
-			printf("holding\n");
-			for (int byte = getchar(); byte != EOF && byte != '\n';)
-				byte = getchar();
+			hold();
 		} else if (!first) {
 			fail(2, "the step %s is not there, or an argument is missing", step);
 		} else if (!strcmp(step, "seal")) {
@@ -835,10 +842,8 @@ static void take_steps(char **arguments)
 			fill(strtoull(first, NULL, 0));
 			at++;
 		} else if (!strcmp(step, "sweep")) {
-			const int watches = second && second[0] >= '0' && second[0] <= '9';
-
-			sweep(strtoull(first, NULL, 0), watches ? strtoull(second, NULL, 0) : UINT64_MAX);
-			at += 1 + watches;
+			sweep(strtoull(first, NULL, 0));
+			at++;
 		} else if (!strcmp(step, "prove") && second && arguments[at + 2]) {
 			prove(first, second, strtoull(arguments[at + 2], NULL, 0));
 			at += 3;

@@ -124,6 +124,11 @@ impl Process {
         self.stdout.look(|state| String::from_utf8_lossy(&state.bytes).matches(text).count())
     }
 
+    /// Its standard output so far.
+    pub(crate) fn text(&self) -> String {
+        self.stdout.look(|state| String::from_utf8_lossy(&state.bytes).into_owned())
+    }
+
     /// Waits for its end, and kills it when time is up.
     pub(crate) fn finish(mut self, limit: Duration) -> Result<Outcome> {
         self.stdin = None;

@@ -6,7 +6,10 @@ mod judges;
 mod keys;
 mod machine;
 mod selftests;
+mod shared;
+mod swap;
 mod transparency;
+mod trouble;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +42,8 @@ pub(crate) fn all(stage: &Arc<Stage>) -> Vec<Trial> {
         judges::trials(stage),
         keys::trials(stage),
         machine::trials(stage),
+        swap::trials(stage),
+        trouble::trials(stage),
     ]
     .into_iter()
     .flatten()

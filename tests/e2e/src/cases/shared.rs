@@ -1,0 +1,118 @@
+//! A machine that several programs share, as the tests of it need one.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use super::machine::{MOST, worker};
+use super::{LONG, SHORT, Verdict, expect};
+use crate::process::{self, Process};
+use crate::stage::{Stage, User};
+
+/// How long a machine may need to notice that a client has gone.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// A machine that several programs share.
+pub(super) struct Machine {
+    pub(super) process: Process,
+    pub(super) socket: PathBuf,
+}
+
+impl Machine {
+    /// `usgx machine start` with an EPC of this size, in a directory of this test's own, open to all users.
+    pub(super) fn start(stage: &Stage, user: User, test: &str, epc: &str, options: &[&str]) -> Result<Self> {
+        let directory = stage.path(&format!("machine-{test}"));
+        fs::create_dir(&directory)?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
+        let socket = directory.join("socket");
+        let mut command = stage.command(user, stage.usgx());
+        command
+            .args(["machine", "start", "--foreground", "--shared", "--epc", epc, "--socket"])
+            .arg(&socket)
+            .args(options);
+        let process = Process::start(&mut command)?;
+        let deadline = Instant::now() + SHORT;
+        while !socket.exists() {
+            if Instant::now() >= deadline || process.left_over().is_empty() {
+                let outcome = process.finish(Duration::from_secs(1))?;
+                bail!("no socket at {}: {}", socket.display(), outcome.describe());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(Self { process, socket })
+    }
+
+    pub(super) fn worker(&self, stage: &Stage, user: User, pages: &str, steps: &str) -> Command {
+        let socket = self.socket.display().to_string();
+        worker(stage, user, &["--machine", &socket], pages, steps)
+    }
+
+    /// It still serves a newcomer.
+    pub(super) fn still_serves(&self, stage: &Stage, user: User) -> Result<Verdict> {
+        let mut command = self.worker(stage, user, MOST, "fill 3 verify 3");
+        expect(&process::run(&mut command, b"", LONG)?, 0, "built\nfilled\nverified\ndone\n")
+    }
+
+    /// `usgx run --machine ... -- PROGRAM`.
+    pub(super) fn run(&self, stage: &Stage, user: User, program: impl AsRef<Path>) -> Command {
+        stage.run(user, &["--machine", &self.socket.display().to_string()], program)
+    }
+
+    /// What `usgx machine status --json` says.
+    pub(super) fn status(&self, stage: &Stage) -> Result<Value> {
+        let mut command = stage.command(User::Ordinary, stage.usgx());
+        command.args(["machine", "status", "--json", "--socket"]).arg(&self.socket);
+        let outcome = process::run(&mut command, b"", SHORT)?;
+        ensure!(outcome.end() == (Some(0), None), "status: {}", outcome.describe());
+        serde_json::from_slice(&outcome.stdout).with_context(|| format!("status: {}", outcome.describe()))
+    }
+
+    /// Waits until the status is as it should be.
+    pub(super) fn settles(
+        &self,
+        stage: &Stage,
+        wanted: &str,
+        is_good: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let deadline = Instant::now() + SETTLED;
+        loop {
+            let status = self.status(stage)?;
+            if is_good(&status) {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "not {wanted} within {SETTLED:?}: {status}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until nobody and nothing is left.
+    pub(super) fn is_empty(&self, stage: &Stage) -> Result<()> {
+        let status = self.settles(stage, "empty", |status| {
+            let zero = ["enclaves", "va_pages", "mapped_pages", "frames", "backing_bytes"];
+            zero.iter().all(|name| number(status, name) == 0)
+                && status["epc_free_pages"] == status["epc_total_pages"]
+                && status["clients"].as_array().is_some_and(Vec::is_empty)
+        })?;
+        ensure!(number(&status, "leaked_pages") == 0, "pages were lost: {status}");
+        Ok(())
+    }
+
+    /// Descriptors and threads of the machine's process.
+    pub(super) fn resources(&self) -> Result<[usize; 2]> {
+        let count = |what: &str| {
+            Ok::<_, io::Error>(fs::read_dir(format!("/proc/{}/{what}", self.process.pid()))?.count())
+        };
+        Ok([count("fd")?, count("task")?])
+    }
+}
+
+/// A counter of a status.
+pub(super) fn number(status: &Value, name: &str) -> u64 {
+    // A counter that is not there must not look like a zero.
+    status[name].as_u64().unwrap_or(u64::MAX)
+}
