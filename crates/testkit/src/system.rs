@@ -211,24 +211,40 @@ impl System {
             let value = if word == 0 { flags } else { 0 };
             assert!(matches!(self.write(enclave, scratch + word * 8, value), Touch::Done(_)), "a data page");
         }
+        self.enclu(enclave, &|_| Prot::R | Prot::W, &|hw, secs, map| {
+            hw.eaccept(secs, LinAddr(scratch), LinAddr(addr), map)
+        })
+    }
+
+    /// Runs a user leaf, as enclave code does: takes the faults, through mappings with the protection that `vma`
+    /// says of an address, until the leaf says something of its own.
+    ///
+    /// # Errors
+    /// What the leaf reports.
+    ///
+    /// # Panics
+    /// If the leaf is repeated without end.
+    pub fn enclu(
+        &self,
+        enclave: &Enclave<SimMachine>,
+        vma: &dyn Fn(u64) -> Prot,
+        leaf: &dyn Fn(&SimHw, EpcPage, &dyn Translate) -> Result<(), EncluError>,
+    ) -> Result<(), EncluError> {
         for _ in 0..PATIENCE {
             let result = enclave.with_pages(|secs, look_up| {
-                let map = Mapped { spaces: &self.spaces, enclave: enclave.id(), look_up };
-                self.hw.eaccept(secs, LinAddr(scratch), LinAddr(addr), &map)
+                leaf(&self.hw, secs, &Mapped { spaces: &self.spaces, enclave: enclave.id(), look_up })
             });
-            match result {
-                Ok(Err(EncluError::PageFault { addr, sgx: false, .. })) => {
-                    if enclave.fault(addr.0, Prot::R | Prot::W) == FaultOutcome::Retry {
-                        self.driver.ksgxd_pass();
-                    }
-                }
+            let missing = match result {
+                Ok(Err(EncluError::PageFault { addr, sgx: false, .. })) => addr.page().0,
                 Ok(result) => return result,
-                Err(_) => {
-                    enclave.fault(scratch, Prot::R | Prot::W);
-                }
+                // Any fault brings the SECS back.
+                Err(_) => enclave.base_size().map_or(0, |(base, _)| base),
+            };
+            if enclave.fault(missing, vma(missing)) == FaultOutcome::Retry && self.plays_ksgxd {
+                self.driver.ksgxd_pass();
             }
         }
-        panic!("EACCEPT of {addr:#x} is repeated without end");
+        panic!("a leaf is repeated without end");
     }
 
     /// Reclaims until nothing more goes; every page that can is evicted then.
