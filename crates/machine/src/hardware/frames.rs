@@ -15,8 +15,8 @@ use usgx_sys::Errno;
 use usgx_sys::arena::{Arena, Frame};
 use usgx_sys::memfd::Memfd;
 
-/// Free frames that keep their memory: enough for the traffic of a busy reclaimer, 4 MiB.
-const WARM_FRAMES: usize = 1024;
+/// Free frames that keep their memory: enough for the traffic of a busy reclaimer, 1 MiB.
+const WARM_FRAMES: usize = 256;
 
 /// The place of one page's bytes.
 #[derive(Debug, Default)]

@@ -5,8 +5,11 @@
 
 /// Bytes of an evicted page: ciphertext and PCMD.
 pub(crate) const SLOT_SIZE: usize = 4096 + 128;
-/// Slots of a chunk: 264 KiB.
-const CHUNK_SLOTS: usize = 64;
+/// Slots of a chunk. With one more, a chunk and the allocator's word before it would need another page, of which nothing
+/// else would be used.
+const CHUNK_SLOTS: usize = 63;
+/// All slots of a chunk in use.
+const FULL: u64 = (1 << CHUNK_SLOTS) - 1;
 
 #[derive(Debug)]
 struct Chunk {
@@ -38,7 +41,7 @@ impl Slab {
                 self.candidates.push(number);
                 continue;
             };
-            if let Some(chunk) = self.chunks[number].as_mut().filter(|chunk| chunk.used != u64::MAX) {
+            if let Some(chunk) = self.chunks[number].as_mut().filter(|chunk| chunk.used != FULL) {
                 let bit = chunk.used.trailing_ones();
                 chunk.used |= 1 << bit;
                 return number as u64 * CHUNK_SLOTS as u64 + u64::from(bit);
@@ -58,7 +61,7 @@ impl Slab {
     pub(crate) fn free(&mut self, slot: u64) {
         let (number, bit) = (slot as usize / CHUNK_SLOTS, slot as usize % CHUNK_SLOTS);
         let chunk = self.chunks[number].as_mut().expect("a slot in use keeps its chunk");
-        if chunk.used == u64::MAX {
+        if chunk.used == FULL {
             self.candidates.push(number);
         }
         chunk.used &= !(1 << bit);
