@@ -15,7 +15,7 @@ pub(crate) fn table(results: &[Measured]) -> String {
             (Some(middle), ..) => format!("{middle:.2}"),
             _ => String::new(),
         };
-        let bound = result.bound.map_or(String::new(), |bound| format!("{bound:.1}"));
+        let bound = result.bound.map_or(String::new(), |bound| format!("{bound:.2}"));
         let mark = if result.exceeds_bound() { "  too slow" } else { "" };
         text += &format!(
             "{:width$}  {:>10}  {:>10}  {ratio:>23}  {bound:>5}{mark}\n",

@@ -55,9 +55,9 @@ pub(crate) fn fault(effort: Effort) -> Result<Activity> {
 }
 
 /// Pages that the program touches between two pauses: what one reclaim pass frees.
-const CHUNK: usize = 16;
+const CHUNK: usize = 2;
 /// Microseconds of such a pause.
-const PAUSE: usize = 500;
+const PAUSE: usize = 60;
 /// How often to measure again when a thread of the program had to reclaim for itself.
 const TRIES: u32 = 20;
 
@@ -120,17 +120,22 @@ pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
         // Against one byte, so that the bound is in bytes.
         results.push(Measured::bytes(&name, (grown - contents) / pages, 1.0, bound));
     };
-    let warm_up = Image { data_pages: 256, measured: false };
-    for (states, epc) in [(&["resident", "mapped"][..], image.pages() + data_pages / 16 + 1024), (&["evicted"], 1024)] {
+    let warm_up = Image { data_pages: 64, measured: false };
+    // Of the machine with the small EPC, for both: what is kept for each page of the EPC is a cost of pages, too.
+    let mut before = None;
+    for (states, epc) in [(&["evicted"][..], 1024), (&["resident", "mapped"], image.pages() * 17 / 16 + 1024)] {
         let machine = Machine::start(epc)?;
         let mut program = machine.program()?;
         program.prepare("warm-up", warm_up)?;
         program.prepare("large", image)?;
-        for step in ["load warm-up", "touch warm-up 0 256", "close warm-up"] {
+        for step in ["load warm-up", "touch warm-up 0 64", "close warm-up"] {
             program.step(step)?;
         }
         machine.wait_until(|stats| stats.enclaves == 0)?;
-        let before = machine.memory()?;
+        let before = match before {
+            Some(before) => before,
+            None => *before.insert(machine.memory()?),
+        };
         program.step("load large")?;
         for state in states {
             if *state == "mapped" {
@@ -138,8 +143,10 @@ pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
             }
             let stats = machine.stats()?;
             let client = stats.clients.first().context("the program is not there")?;
-            let (is_resident, is_mapped) = (client.evicted_pages == 0, stats.mapped_pages >= data_pages as u64);
-            ensure!((is_resident, is_mapped) == (*state != "evicted", *state == "mapped"), "{state}: {stats:#?}");
+            let (is_resident, is_mapped) =
+                (client.evicted_pages == 0, stats.mapped_pages >= data_pages as u64);
+            let wanted = (*state != "evicted", *state == "mapped");
+            ensure!((is_resident, is_mapped) == wanted, "{state}: {stats:#?}");
             note(state, before, machine.memory()?);
         }
     }

@@ -72,30 +72,35 @@ pub(crate) fn fault() -> Result<Activity> {
 
 /// Pages that are taken away together: a reclaim pass of the driver.
 const BATCH: usize = 16;
+/// Pages that are mapped before the first is taken away: as many as the EPC has while the work is measured, so that
+/// caches hold as little of them.
+const RESIDENT: usize = 1024;
 
 /// The least of a reclaim: pages of another process are write-protected, copied out and punched, and encrypted. Time
 /// of the thread, as for the work.
 pub(crate) fn reclaim() -> Result<Activity> {
-    let (view, key) = (ForeignView::new(PAGES)?, page_key()?);
+    let (view, key) = (ForeignView::new(RESIDENT)?, page_key()?);
     let content = Box::new([0x5a; PAGE_SIZE]);
-    let mut pages = vec![0; BATCH * PAGE_SIZE];
-    let mut count = 0;
+    let mut frames = vec![0; RESIDENT * PAGE_SIZE];
+    let (mut count, mut next) = (0, RESIDENT);
     Ok(Box::new(move |times| {
         let mut time = Duration::ZERO;
-        for turn in 0..times.div_ceil(BATCH as u32) {
-            let first = turn as usize * BATCH % PAGES;
-            for page in first..first + BATCH {
-                view.copy_in(page, &content)?;
+        for _ in 0..times.div_ceil(BATCH as u32) {
+            if next == RESIDENT {
+                (0..RESIDENT).try_for_each(|page| view.copy_in(page, &content))?;
+                next = 0;
             }
+            let batch = &mut frames[next * PAGE_SIZE..][..BATCH * PAGE_SIZE];
             let before = thread_time()?;
-            view.write_protect(first, BATCH)?;
-            view.copy_out(first, &mut pages)?;
-            view.punch(first, BATCH)?;
-            for page in pages.chunks_exact_mut(PAGE_SIZE) {
+            view.write_protect(next, BATCH)?;
+            view.copy_out(next, batch)?;
+            view.punch(next, BATCH)?;
+            for page in batch.chunks_exact_mut(PAGE_SIZE) {
                 count += 1;
                 seal_page(&key, count, page)?;
             }
             time += thread_time()? - before;
+            next += BATCH;
         }
         Ok(time.mul_f64(f64::from(times) / f64::from(times.next_multiple_of(BATCH as u32))))
     }))
