@@ -104,7 +104,7 @@ mod tests {
         };
         let (mut pages, mut plain) = (PageMap::default(), BTreeMap::new());
         for _ in 0..20_000 {
-            let (index, value) = (next() % 200 + (next() % 2 << 28), next());
+            let (index, value) = (next() % 200 + ((next() % 2) << 28), next());
             if next() % 2 == 0 {
                 assert_eq!(pages.insert(index, value), plain.insert(index, value));
             } else {

@@ -2,17 +2,16 @@
 //!
 //! A child is this test program again, told by its environment to play [`child`].
 #![allow(clippy::unwrap_used, reason = "a test")]
-#![allow(unsafe_code, reason = "takes inherited descriptors")]
 
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::{TestClient, TestEnclave, assert_empty, door, fresh_base, machine, skip};
+use common::{TestClient, TestEnclave, assert_empty, door, fresh_base, machine, raw, skip};
 use usgx_machine::client::{Request, Response, control, open_door};
 use usgx_sys::process::effective_uid;
 use usgx_testkit::Image;
@@ -25,10 +24,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 fn spawn(role: &str, fds: &[&OwnedFd], extra: &[u64]) -> Child {
     let numbers: Vec<String> =
         fds.iter().map(|fd| fd.as_raw_fd().to_string()).chain(extra.iter().map(u64::to_string)).collect();
-    for fd in fds {
-        // SAFETY: a flag of a descriptor that is ours; the test is the only one to care.
-        assert_eq!(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }, 0);
-    }
+    fds.iter().for_each(|fd| raw::inherit(fd));
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--nocapture", "--ignored"])
         .env("USGX_TEST_ROLE", format!("{role} {}", numbers.join(" ")))
@@ -49,8 +45,7 @@ fn child() {
     let mut words = role.split(' ');
     let role = words.next().unwrap();
     let numbers: Vec<u64> = words.map(|word| word.parse().unwrap()).collect();
-    // SAFETY: inherited for this child, and taken once.
-    let fd = |at: usize| unsafe { OwnedFd::from_raw_fd(numbers[at] as i32) };
+    let fd = |at: usize| raw::take_inherited(numbers[at] as i32);
     match role {
         // Builds an enclave larger than the EPC, and waits to be killed.
         "victim" => {
@@ -111,8 +106,7 @@ fn a_stopped_client_holds_up_nobody() {
     let machine = machine(100);
     let door = door(&machine);
     let mut victim = spawn("victim", &[&door], &[]);
-    // SAFETY: a signal to our own child.
-    unsafe { libc::kill(victim.id() as i32, libc::SIGSTOP) };
+    raw::signal(&victim, libc::SIGSTOP);
     let client = TestClient::connect(&door, [0; 2]);
     let mut thread = client.thread();
     let start = Instant::now();

@@ -4,11 +4,13 @@
 //! system calls (`pread` into a page, `pwrite` from it), which fail with `EFAULT` where an instruction would
 //! raise SIGBUS, so no signal handler is needed.
 #![allow(dead_code, unreachable_pub, reason = "every test includes this file and uses a part of it")]
-#![allow(unsafe_code, reason = "maps views at fixed addresses and touches them")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+#[allow(unsafe_code, reason = "maps views at fixed addresses and touches them")]
+pub mod raw;
+
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -329,11 +331,7 @@ impl TestThread {
                 length as u64
             }
             upcall::SIGNAL_PENDING => u64::from(self.signal),
-            upcall::SOCKET_INODE => {
-                // SAFETY: borrowed for the one call; a wrong number is an error.
-                let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(addr as i32) };
-                usgx_sys::process::socket_id(fd).map_or(0, |id| id.inode)
-            }
+            upcall::SOCKET_INODE => raw::socket_inode(addr as i32),
             _ => 0,
         }
     }
@@ -403,18 +401,7 @@ impl TestThread {
         let TestEnclave { base, size, handle, .. } = *enclave;
         let checked = self.call(&[call::MMAP, handle, base, size, 0]);
         assert_eq!(checked[1..4], [0, base, size], "MMAP");
-        // SAFETY: a range that only this enclave uses.
-        let address = unsafe {
-            libc::mmap(
-                base as *mut _,
-                size as usize,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_FIXED,
-                enclave.view.as_raw_fd(),
-                0,
-            )
-        };
-        assert_eq!(address as u64, base, "mmap: {}", std::io::Error::last_os_error());
+        raw::map_view(base, size, &enclave.view);
         self.client.uffd.register(base, size).unwrap();
         assert_eq!(self.call(&[call::REGISTER, handle, base, size])[1], 0, "REGISTER");
     }
@@ -443,18 +430,9 @@ impl TestThread {
     /// Moves a page between the scratch file and an enclave.
     fn touch(&mut self, enclave: &TestEnclave, index: u64, write: bool) {
         let start = Instant::now();
-        let addr = (enclave.base + index * PAGE) as *mut libc::c_void;
+        let addr = enclave.base + index * PAGE;
         loop {
-            // SAFETY: the kernel reads or writes a page of a view that this thread has mapped; nobody has
-            // references into it.
-            let moved = unsafe {
-                if write {
-                    libc::pread(self.scratch.as_raw_fd(), addr, 4096, 0)
-                } else {
-                    libc::pwrite(self.scratch.as_raw_fd(), addr, 4096, 0)
-                }
-            };
-            if moved == 4096 {
+            if raw::move_page(&self.scratch, addr, write) {
                 return;
             }
             assert!(start.elapsed() < PATIENCE, "page {index} does not come");
@@ -482,8 +460,7 @@ impl TestEnclave {
 
     /// Unmaps it, as a process does that ends.
     pub fn unmap(&self) {
-        // SAFETY: the mapping is this enclave's, and nobody has references into it.
-        unsafe { libc::munmap(self.base as *mut _, self.size as usize) };
+        raw::unmap_view(self.base, self.size);
     }
 }
 

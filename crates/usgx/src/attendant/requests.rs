@@ -61,9 +61,7 @@ pub(super) fn next(socket: BorrowedFd<'_>) -> Result<Event> {
     };
     let reply = Reply(reply);
     Ok(match request.kind {
-        EXEC_BEGIN => {
-            Event::ExecBegin(true_thread(sender, &request), u64::from(request.blocked), reply)
-        },
+        EXEC_BEGIN => Event::ExecBegin(true_thread(sender, &request), u64::from(request.blocked), reply),
         EXEC_FAILED => Event::ExecFailed(true_thread(sender, &request), reply),
         EXIT_NOTICE => Event::ExitNotice(reply),
         _ => Event::Malformed,
