@@ -29,9 +29,18 @@ pub(crate) const ALL: [(&str, Make); 15] = [
     ("map a page", Make::Floor(|| Ok(Case::floor(paging::map()?)))),
     ("map and take back a page", Make::Floor(|| Ok(Case::floor(paging::map_and_take_back()?)))),
     ("ecall_vdso", Make::Work(|_| Ok(Case::floor(signal::traps(1)?).with_work(work::ecall("ecalls")?, 1.3)))),
-    ("ecall_raw", Make::Work(|_| Ok(Case::floor(signal::traps(2)?).with_work(work::ecall("raw-ecalls")?, 1.3)))),
-    ("epc_fault", Make::Work(|effort| Ok(Case::floor(paging::fault()?).with_work(work::fault(effort)?, 1.5)))),
-    ("reclaim", Make::Work(|effort| Ok(Case::floor(paging::reclaim()?).with_work(work::reclaim(effort)?, 1.3)))),
+    (
+        "ecall_raw",
+        Make::Work(|_| Ok(Case::floor(signal::traps(2)?).with_work(work::ecall("raw-ecalls")?, 1.3))),
+    ),
+    (
+        "epc_fault",
+        Make::Work(|effort| Ok(Case::floor(paging::fault()?).with_work(work::fault(effort)?, 1.5))),
+    ),
+    (
+        "reclaim",
+        Make::Work(|effort| Ok(Case::floor(paging::reclaim()?).with_work(work::reclaim(effort)?, 1.3))),
+    ),
     ("load_256m", Make::Work(load)),
     ("memory_per_page", Make::Sizes(work::memory)),
 ];

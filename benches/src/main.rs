@@ -57,7 +57,8 @@ fn main() -> Result<()> {
             continue;
         }
         let needs_product = !matches!(make, Make::Floor(_));
-        if arguments.smoke && needs_product
+        if arguments.smoke
+            && needs_product
             && let Err(reason) = product::binary()
         {
             println!("skipped: {name}: {reason}");

@@ -45,7 +45,14 @@ impl Machine {
         let binary = binary()?;
         let directory = tempfile::Builder::new().prefix("usgx-bench-").tempdir()?;
         let process = Command::new(&binary)
-            .args(["machine", "start", "--foreground", "--epc", &(epc_pages * PAGE_SIZE).to_string(), "--socket"])
+            .args([
+                "machine",
+                "start",
+                "--foreground",
+                "--epc",
+                &(epc_pages * PAGE_SIZE).to_string(),
+                "--socket",
+            ])
             .arg(socket(directory.path()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -288,7 +288,8 @@ impl ForeignView {
         })?;
         let mut start = [0; size_of::<usize>()];
         let received = usgx_sys::socket::receive_waiting(&near, &mut start)?;
-        let [uffd, file] = <[OwnedFd; 2]>::try_from(received.fds).ok().context("the other process has no view")?;
+        let [uffd, file] =
+            <[OwnedFd; 2]>::try_from(received.fds).ok().context("the other process has no view")?;
         let space = Space { uffd, file: File::from(file), start: usize::from_le_bytes(start), pages };
         Ok(Self { space, child })
     }

@@ -123,7 +123,8 @@ pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
     let warm_up = Image { data_pages: 64, measured: false };
     // Of the machine with the small EPC, for both: what is kept for each page of the EPC is a cost of pages, too.
     let mut before = None;
-    for (states, epc) in [(&["evicted"][..], 1024), (&["resident", "mapped"], image.pages() * 17 / 16 + 1024)] {
+    for (states, epc) in [(&["evicted"][..], 1024), (&["resident", "mapped"], image.pages() * 17 / 16 + 1024)]
+    {
         let machine = Machine::start(epc)?;
         let mut program = machine.program()?;
         program.prepare("warm-up", warm_up)?;

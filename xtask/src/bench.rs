@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: builds the package `benches` and passes the arguments on. What is measured, and how,
-//! stands there.
+//! `cargo xtask bench`: builds the product and the package `benches`, and passes the arguments on. What is measured,
+//! and how, stands there.
 
 use anyhow::Result;
 
@@ -19,6 +19,8 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn run(self, workspace: &Workspace) -> Result<()> {
+        // The benchmark finds it beside itself.
+        workspace::run(&mut workspace.cargo(&["build", "--release", "--package", "usgx"]))?;
         let mut command = workspace.cargo(&["run", "--release", "--package", "usgx-bench", "--"]);
         if let Some(file) = &self.json {
             command.args(["--json", file]);

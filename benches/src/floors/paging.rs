@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::measure::{Activity, timed};
 use crate::floors::crypto::{page_key, seal_page};
 use crate::floors::raw::FaultingMemory;
+use crate::measure::{Activity, timed};
 use crate::raw::{ForeignView, PAGE_SIZE, View, thread_time};
 
 /// Pages in turn, so that no time is spent on one page's cache lines alone.

@@ -33,7 +33,7 @@ impl Line {
         slot.turn.store(turn::CALL, Release);
         fence(SeqCst);
         if slot.waiting.load(Relaxed) & waiter::MACHINE != 0 {
-            self.futex(libc::FUTEX_WAKE, i32::MAX as u32);
+            self.wake();
         }
         let answered = (0..SPINS).any(|_| {
             std::hint::spin_loop();
@@ -44,7 +44,7 @@ impl Line {
             loop {
                 match slot.turn.load(SeqCst) {
                     turn::REPLY => break,
-                    other => self.futex(libc::FUTEX_WAIT, other),
+                    other => self.wait(other, 1),
                 }
             }
             slot.waiting.fetch_and(!waiter::RUNTIME, SeqCst);
@@ -68,7 +68,7 @@ impl Line {
                 slot.waiting.fetch_or(waiter::MACHINE, SeqCst);
                 fence(SeqCst);
                 if slot.turn.load(SeqCst) == seen {
-                    self.futex(libc::FUTEX_WAIT, seen);
+                    self.wait(seen, 60);
                 }
                 slot.waiting.fetch_and(!waiter::MACHINE, SeqCst);
             }
@@ -80,20 +80,29 @@ impl Line {
             slot.turn.store(turn::REPLY, SeqCst);
             fence(SeqCst);
             if slot.waiting.load(SeqCst) & waiter::RUNTIME != 0 {
-                self.futex(libc::FUTEX_WAKE, i32::MAX as u32);
+                self.wake();
             }
         }
     }
 
     fn close(self) {
         self.0.turn.store(turn::CLOSED, SeqCst);
-        self.futex(libc::FUTEX_WAKE, i32::MAX as u32);
+        self.wake();
     }
 
-    fn futex(self, operation: i32, value: u32) {
+    fn wake(self) {
+        // SAFETY: the word lives for ever, and this operation uses no other pointer.
+        unsafe { libc::syscall(libc::SYS_futex, self.0.turn.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+    }
+
+    /// Sleeps while the turn is `seen`, with a bound as in the product, where either side may die.
+    fn wait(self, seen: u32, seconds: i64) {
+        let bound = libc::timespec { tv_sec: seconds, tv_nsec: 0 };
         // A wait may return early for any reason: the caller looks again.
-        // SAFETY: the word lives for ever, and without a timeout these operations use no other pointer.
-        unsafe { libc::syscall(libc::SYS_futex, self.0.turn.as_ptr(), operation, value, ptr::null::<u8>()) };
+        // SAFETY: the word lives for ever, the bound as long as the call.
+        unsafe {
+            libc::syscall(libc::SYS_futex, self.0.turn.as_ptr(), libc::FUTEX_WAIT, seen, &raw const bound)
+        };
     }
 }
 

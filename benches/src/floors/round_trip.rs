@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::Result;
 
-use crate::measure::{Activity, timed};
 use crate::floors::raw;
+use crate::measure::{Activity, timed};
 use crate::raw::{Partner, Wake};
 
 /// Through a slot, as the product's calls go.

@@ -286,10 +286,12 @@ fn enter_function() -> Option<usize> {
     if base == 0 {
         return None;
     }
-    // SAFETY (of its calls): the image is the kernel's, and offsets come from its own headers and tables.
     let at = |offset: u64| (base + offset) as *const u64;
+    // SAFETY: the image is the kernel's, and offsets come from its own headers and tables.
     let u64_at = |offset| unsafe { at(offset).read_unaligned() };
+    // SAFETY: as above.
     let u32_at = |offset| unsafe { at(offset).cast::<u32>().read_unaligned() };
+    // SAFETY: as above.
     let u16_at = |offset| unsafe { at(offset).cast::<u16>().read_unaligned() };
     let headers = u64_at(32);
     let header = |kind| (0..u64::from(u16_at(56))).map(|i| headers + i * 56).find(|&at| u32_at(at) == kind);
