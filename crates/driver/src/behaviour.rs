@@ -2,6 +2,8 @@
 //!
 //! Repairs of Linux's races and leaks have none: they are told where they are made.
 
+use usgx_epc::Policy;
+
 /// The switches. [`Default`] is what serves programs best, [`linux`](Self::linux) what Linux does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Behaviour {
@@ -16,18 +18,32 @@ pub struct Behaviour {
     /// How many pages after a missing one a fault adds besides (EAUG), where there are none and EPC is plenty.
     /// The enclave still has to accept each of them. Default and Linux: 0.
     pub fault_around: u32,
+    /// Marks and batches of the reclaimer.
+    pub reclaim: Policy,
 }
 
 impl Behaviour {
     /// Linux's behaviour in everything.
     #[must_use]
     pub const fn linux() -> Self {
-        Self { ioctls_wait: false, faults_wait: false, track_once: false, fault_around: 0 }
+        Self {
+            ioctls_wait: false,
+            faults_wait: false,
+            track_once: false,
+            fault_around: 0,
+            reclaim: Policy::linux(),
+        }
     }
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { ioctls_wait: true, faults_wait: true, track_once: true, fault_around: 0 }
+        Self {
+            ioctls_wait: true,
+            faults_wait: true,
+            track_once: true,
+            fault_around: 0,
+            reclaim: Policy::default(),
+        }
     }
 }

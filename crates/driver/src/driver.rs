@@ -79,7 +79,7 @@ impl<M: Machine> Driver<M> {
         store: Arc<M::Store>,
     ) -> Self {
         Self(Arc::new(Kernel {
-            epc: Epc::new(&config.sections, Arc::clone(&platform)),
+            epc: Epc::new(&config.sections, config.behaviour.reclaim, Arc::clone(&platform)),
             hw,
             platform,
             spaces,

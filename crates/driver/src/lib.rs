@@ -58,4 +58,4 @@ pub use seams::{
     AddressSpaces, BackingStore, Caller, Efault, EnclaveId, Machine, MapFailed, SourceError, StoreError,
 };
 pub use stats::{EnclaveStats, Stats};
-pub use usgx_epc::{Platform, SectionConfig};
+pub use usgx_epc::{Platform, Policy, SectionConfig};

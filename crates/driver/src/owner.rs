@@ -5,9 +5,10 @@
 //! Source: Linux, arch/x86/kernel/cpu/sgx/main.c.
 
 use alloc::sync::{Arc, Weak};
+use alloc::vec;
 use alloc::vec::Vec;
 
-use usgx_epc::{Age, BATCH, HeldOwner, PageOwner, Victim, Written};
+use usgx_epc::{Age, HeldOwner, PageOwner, Victim, Written};
 use usgx_isa::{Encls, EpcPage};
 
 use crate::enclave::Inner;
@@ -48,11 +49,10 @@ impl<M: Machine> HeldOwner for Held<M> {
     fn age(&self, victims: &[Victim], ages: &mut [Age]) {
         let (id, kernel) = (self.0.id, &self.0.kernel);
         let mut state = self.0.lock();
-        let mut young = [false; BATCH];
-        let young = &mut young[..victims.len()];
-        kernel.spaces.test_and_clear_young(id, &self.located(victims), young);
+        let mut young = vec![false; victims.len()];
+        kernel.spaces.test_and_clear_young(id, &self.located(victims), &mut young);
         for ((victim, young), age) in victims.iter().zip(young).zip(ages) {
-            *age = if *young {
+            *age = if young {
                 Age::Young
             } else if kernel.store.reserve(id, victim.index).is_err() {
                 Age::Refused

@@ -9,7 +9,9 @@
 //! When the store refuses what EWB produced, the page is loaded back to where it was.
 //! Source: Linux, arch/x86/kernel/cpu/sgx/main.c; SDM volume 3D, "EWB", "ETRACK".
 
-use usgx_epc::{BATCH, Victim, Written};
+use alloc::vec;
+
+use usgx_epc::{Victim, Written};
 use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
 
 use crate::enclave::{Inner, Phase};
@@ -41,7 +43,7 @@ impl<M: Machine> Inner<M> {
     /// Writes back pages that are `Reclaiming` and blocked, and then the SECS, if it is the only page left.
     pub(crate) fn write_back(&self, victims: &[Victim], written: &mut [Written]) {
         let mut state = self.lock();
-        let mut left = [true; BATCH];
+        let mut left = vec![true; victims.len()];
         for round in 0..ROUNDS {
             let mut tracked = false;
             for ((victim, written), left) in victims.iter().zip(&mut *written).zip(&mut left) {
@@ -54,12 +56,14 @@ impl<M: Machine> Inner<M> {
                     self.etrack(&state);
                     attempt = self.attempt(&mut state, victim);
                 }
-                if !matches!(attempt, Attempt::Untracked) {
-                    *written = self.settle(&mut state, victim, &attempt);
-                    *left = false;
+                if matches!(attempt, Attempt::Untracked) {
+                    // Neither will the others be, before a kick: they were blocked together.
+                    break;
                 }
+                *written = self.settle(&mut state, victim, &attempt);
+                *left = false;
             }
-            if !left[..victims.len()].contains(&true) || round + 1 == ROUNDS {
+            if !left.contains(&true) || round + 1 == ROUNDS {
                 break;
             }
             drop(state);

@@ -12,8 +12,8 @@ use crate::lru::Lru;
 use crate::nodes::Nodes;
 use crate::owner::PageOwner;
 use crate::platform::Platform;
+use crate::policy::{Marks, Policy};
 use crate::state::{PageState, StateCell};
-use crate::{HIGH_PAGES, LOW_PAGES};
 
 /// One contiguous piece of EPC.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,6 +47,8 @@ pub struct Epc<P: Platform, O: PageOwner> {
     pub(crate) nodes: Nodes<P::RawMutex>,
     pub(crate) lru: Mutex<P::RawMutex, Lru<O>>,
     pub(crate) counters: Counters,
+    pub(crate) policy: Policy,
+    pub(crate) marks: Marks,
     total: usize,
 }
 
@@ -56,7 +58,7 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
     /// # Panics
     /// If sections overlap, or end above the largest page number.
     #[must_use]
-    pub fn new(sections: &[SectionConfig], platform: Arc<P>) -> Self {
+    pub fn new(sections: &[SectionConfig], policy: Policy, platform: Arc<P>) -> Self {
         let end = |s: &SectionConfig| s.first.0.checked_add(s.pages).expect("sections end below 2^32 pages");
         let span = sections.iter().map(end).max().unwrap_or(0) as usize;
         let mut states: Box<[StateCell]> = (0..span).map(|_| StateCell::new(PageState::Outside)).collect();
@@ -65,13 +67,16 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
             assert_eq!(state.get(), PageState::Outside, "EPC sections overlap at {page:?}");
             *state = StateCell::new(PageState::Dirty);
         }
+        let total = sections.iter().map(|section| section.pages as usize).sum();
         Self {
             platform,
             states,
             nodes: Nodes::new(sections),
             lru: Mutex::new(Lru::new(span)),
             counters: Counters::default(),
-            total: sections.iter().map(|section| section.pages as usize).sum(),
+            policy,
+            marks: policy.marks(total),
+            total,
         }
     }
 
@@ -119,12 +124,12 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
 
     /// Whether `ksgxd` has work: fewer free pages than the high mark, and something to reclaim.
     pub fn should_reclaim(&self) -> bool {
-        self.counters.free() < HIGH_PAGES && self.can_reclaim()
+        self.counters.free() < self.marks.high && self.can_reclaim()
     }
 
     /// Whether free pages are so few that whoever needs more should reclaim first.
     pub fn is_low(&self) -> bool {
-        self.counters.free() < LOW_PAGES && self.can_reclaim()
+        self.counters.free() < self.marks.low && self.can_reclaim()
     }
 
     /// Whether any page is on the list of reclaimable pages.

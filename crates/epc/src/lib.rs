@@ -29,6 +29,7 @@ mod lru;
 mod nodes;
 mod owner;
 mod platform;
+mod policy;
 mod reclaim;
 mod sanitize;
 mod state;
@@ -38,10 +39,6 @@ pub use counters::EpcStats;
 pub use epc::{Epc, InReclaim, SectionConfig};
 pub use owner::{Age, HeldOwner, PageOwner, Victim, Written};
 pub use platform::Platform;
+pub use policy::Policy;
 pub use reclaim::BATCH;
 pub use state::PageState;
-
-/// Free pages below which `ksgxd` is woken. Linux's value, absolute, whatever the size of the EPC.
-pub const LOW_PAGES: usize = 32;
-/// Free pages at which `ksgxd` goes back to sleep.
-pub const HIGH_PAGES: usize = 64;

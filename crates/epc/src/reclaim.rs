@@ -1,4 +1,4 @@
-//! One reclaim pass: 16 pages from the old end of the list, second chance for those that were used.
+//! One reclaim pass: a batch of pages from the old end of the list, second chance for those that were used.
 //!
 //! The batch moves `Isolated` → `Marked` → `Blocked` → written, each a type that the next step consumes, so no
 //! page is written back that was not blocked and none is blocked that its owner did not agree to give. Pages
@@ -6,6 +6,7 @@
 //! owner alive; dropping the last reference to one at the end of a pass destroys it here.
 //! Called by `ksgxd`, by allocations without a free page, and by the SGX2 ioctls when pages are few.
 
+use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -16,7 +17,8 @@ use crate::owner::{Age, HeldOwner, PageOwner, Victim, Written};
 use crate::platform::Platform;
 use crate::state::PageState;
 
-/// Pages that one pass looks at. One ETRACK pays for all of them that belong to one enclave.
+/// Pages that one pass looks at on Linux, and the fewest here. One ETRACK pays for all of a batch that belong to one
+/// enclave.
 pub const BATCH: usize = 16;
 
 /// A page that the pass has taken off the list.
@@ -45,7 +47,7 @@ fn for_each_owner<H: HeldOwner>(entries: &[Entry<H>], mut each: impl FnMut(&H, &
 }
 
 impl<P: Platform, O: PageOwner> Epc<P, O> {
-    /// Looks at up to [`BATCH`] pages and reclaims those that were not used; returns how many it freed.
+    /// Looks at a batch of pages and reclaims those that were not used; returns how many it freed.
     pub fn reclaim_pass(&self) -> usize {
         self.counters.passes.fetch_add(1, Relaxed);
         let freed = self.isolate().age(self).block().write(self);
@@ -74,9 +76,11 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
     }
 
     fn isolate(&self) -> Isolated<O::Held> {
-        let mut entries = Vec::with_capacity(BATCH);
+        let missing = self.marks.high.saturating_sub(self.counters.free());
         let mut lru = self.lru.lock();
-        for order in 0..BATCH {
+        let batch = self.policy.batch(missing, lru.len());
+        let mut entries = Vec::with_capacity(batch);
+        for order in 0..batch {
             let Some(page) = lru.pop_front() else { break };
             self.counters.scanned.fetch_add(1, Relaxed);
             let state = &self.states[page.index()];
@@ -110,13 +114,13 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
 
 impl<H: HeldOwner> Isolated<H> {
     fn age<P: Platform, O: PageOwner<Held = H>>(self, epc: &Epc<P, O>) -> Marked<H> {
-        let mut ages = [Age::Young; BATCH];
+        let mut ages = vec![Age::Young; self.0.len()];
         for_each_owner(&self.0, |owner, victims, start| {
             owner.age(victims, &mut ages[start..start + victims.len()]);
         });
         let refused = ages.iter().filter(|age| **age == Age::Refused).count();
         epc.counters.refused.fetch_add(refused, Relaxed);
-        let (mut kept, mut marked) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+        let (mut kept, mut marked) = (Vec::new(), Vec::with_capacity(self.0.len()));
         for (entry, age) in self.0.into_iter().zip(ages) {
             match age {
                 Age::Old => marked.push(entry),
@@ -138,11 +142,11 @@ impl<H: HeldOwner> Marked<H> {
 
 impl<H: HeldOwner> Blocked<H> {
     fn write<P: Platform, O: PageOwner<Held = H>>(self, epc: &Epc<P, O>) -> usize {
-        let mut written = [Written::Kept; BATCH];
+        let mut written = vec![Written::Kept; self.0.len()];
         for_each_owner(&self.0, |owner, victims, start| {
             owner.write(victims, &mut written[start..start + victims.len()]);
         });
-        let outcome = || self.0.iter().map(|entry| entry.victim.page).zip(written);
+        let outcome = || self.0.iter().map(|entry| entry.victim.page).zip(written.iter().copied());
         let gone = || outcome().filter(|(_, w)| *w == Written::Gone).map(|(page, _)| page);
         let kept = outcome().filter(|(_, w)| *w == Written::Kept).count();
         epc.counters.refused.fetch_add(kept, Relaxed);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use usgx_cpu::{ArenaBytes, FuseKeys, LogicalProcessors, Processor, Profile};
 use usgx_epc::{
-    Age, AllocError, BATCH, Epc, HeldOwner, InReclaim, PageOwner, PageState, Platform, Reclaim,
+    Age, AllocError, BATCH, Epc, HeldOwner, InReclaim, PageOwner, PageState, Platform, Policy, Reclaim,
     SectionConfig, Victim, Written,
 };
 use usgx_isa::layout::Secinfo;
@@ -111,7 +111,7 @@ fn section(node: usize, first: u32, pages: u32) -> SectionConfig {
 
 fn epc(pages: u32) -> (TestEpc, Arc<TestPlatform>, Arc<Notes>) {
     let platform = Arc::new(TestPlatform::default());
-    let epc = Epc::new(&[section(0, 0, pages)], Arc::clone(&platform));
+    let epc = Epc::new(&[section(0, 0, pages)], Policy::linux(), Arc::clone(&platform));
     assert_eq!(epc.sanitize(&hw(pages)), 0);
     (epc, platform, Arc::default())
 }
@@ -129,7 +129,7 @@ fn fill(epc: &TestEpc, notes: &Arc<Notes>, pages: u64) -> Vec<EpcPage> {
 
 #[test]
 fn nothing_is_free_before_sanitising() {
-    let epc = TestEpc::new(&[section(0, 0, 8)], Arc::default());
+    let epc = TestEpc::new(&[section(0, 0, 8)], Policy::linux(), Arc::default());
     assert_eq!(epc.state(EpcPage(3)), PageState::Dirty);
     assert_eq!(epc.alloc(Reclaim::Allowed), Err(AllocError::Exhausted));
     epc.check_invariants();
@@ -147,7 +147,7 @@ fn sanitising_removes_what_an_earlier_life_left() {
     hw.ecreate(EpcPage(0), &secs, &Secinfo::default()).expect("a fine SECS");
     let secinfo = Secinfo { flags: usgx_isa::layout::PageType::Reg.into(), ..Secinfo::default() };
     hw.eadd(EpcPage(5), EpcPage(0), LinAddr(0x1000), &Page::ZERO, &secinfo).expect("a fine page");
-    let epc = TestEpc::new(&[section(0, 0, 8)], Arc::default());
+    let epc = TestEpc::new(&[section(0, 0, 8)], Policy::linux(), Arc::default());
     assert_eq!(epc.sanitize(&hw), 0);
     assert_eq!(epc.free_pages(), 8);
     epc.check_invariants();
@@ -156,7 +156,7 @@ fn sanitising_removes_what_an_earlier_life_left() {
 #[test]
 fn pages_that_refuse_are_never_used() {
     // A processor that knows only four of the six pages.
-    let epc = TestEpc::new(&[section(0, 0, 6)], Arc::default());
+    let epc = TestEpc::new(&[section(0, 0, 6)], Policy::linux(), Arc::default());
     assert_eq!(epc.sanitize(&hw(4)), 2);
     assert_eq!((epc.free_pages(), epc.stats().leaked), (4, 2));
     assert_eq!(epc.state(EpcPage(5)), PageState::Leaked);
@@ -177,7 +177,7 @@ fn freed_pages_rest_as_long_as_possible() {
 #[test]
 fn the_near_node_comes_first_then_the_others_in_turn() {
     let platform = Arc::new(TestPlatform::default());
-    let epc = TestEpc::new(&[section(3, 0, 2), section(1, 4, 2)], Arc::clone(&platform));
+    let epc = TestEpc::new(&[section(3, 0, 2), section(1, 4, 2)], Policy::linux(), Arc::clone(&platform));
     assert_eq!(epc.sanitize(&hw(8)), 0);
     assert_eq!((epc.total_pages(), epc.state(EpcPage(2))), (4, PageState::Outside));
     platform.node.store(2, SeqCst);
@@ -303,7 +303,7 @@ fn pages_can_be_taken_back_but_not_from_a_pass() {
             unreachable!("nothing is old")
         }
     }
-    let epc = Arc::new(Epc::new(&[section(0, 0, 2)], Arc::new(TestPlatform::default())));
+    let epc = Arc::new(Epc::new(&[section(0, 0, 2)], Policy::linux(), Arc::new(TestPlatform::default())));
     assert_eq!(epc.sanitize(&hw(2)), 0);
     let page = epc.alloc(Reclaim::Forbidden).expect("free");
     epc.mark_reclaimable(page, Meddler(Arc::downgrade(&epc), page), 0);
@@ -329,7 +329,7 @@ fn pages_of_an_owner_that_is_going_are_forgotten() {
 #[test]
 #[should_panic(expected = "overlap")]
 fn sections_that_overlap_are_refused() {
-    let _ = TestEpc::new(&[section(0, 0, 4), section(0, 3, 4)], Arc::default());
+    let _ = TestEpc::new(&[section(0, 0, 4), section(0, 3, 4)], Policy::linux(), Arc::default());
 }
 
 #[test]
