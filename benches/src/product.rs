@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::rc::Rc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -41,9 +42,10 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Starts a machine with an EPC of so many pages.
-    pub(crate) fn start(epc_pages: usize) -> Result<Self> {
+    pub(crate) fn start(epc_pages: usize) -> Result<Rc<Self>> {
         let binary = binary()?;
         let directory = tempfile::Builder::new().prefix("usgx-bench-").tempdir()?;
+        let complaints = directory.path().join("stderr");
         let process = Command::new(&binary)
             .args([
                 "machine",
@@ -56,6 +58,7 @@ impl Machine {
             .arg(socket(directory.path()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            .stderr(fs::File::create(&complaints)?)
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))?;
         let mut machine = Self { process, directory, binary };
@@ -63,11 +66,11 @@ impl Machine {
         while machine.stats().is_err() {
             ensure!(start.elapsed() < START, "the machine does not answer");
             if let Some(status) = machine.process.try_wait()? {
-                bail!("the machine has ended: {status}");
+                bail!("the machine has ended: {status}: {}", fs::read_to_string(complaints)?.trim());
             }
             sleep(Duration::from_millis(5));
         }
-        Ok(machine)
+        Ok(Rc::new(machine))
     }
 
     /// Its counters.
@@ -119,7 +122,7 @@ impl Machine {
     }
 
     /// Starts the measured program under this machine.
-    pub(crate) fn program(&self) -> Result<Program> {
+    pub(crate) fn program(self: &Rc<Self>) -> Result<Program> {
         let mut process = Command::new(&self.binary)
             .args(["run", "--machine"])
             .arg(socket(self.directory.path()))
@@ -131,8 +134,7 @@ impl Machine {
             .spawn()?;
         let input = process.stdin.take().context("no standard input")?;
         let output = BufReader::new(process.stdout.take().context("no standard output")?);
-        let directory = self.directory.path().to_owned();
-        Ok(Program { process, input: Some(input), output, directory })
+        Ok(Program { process, input: Some(input), output, machine: Rc::clone(self) })
     }
 }
 
@@ -154,7 +156,8 @@ pub(crate) struct Program {
     process: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
-    directory: PathBuf,
+    // Ends after the program has.
+    machine: Rc<Machine>,
 }
 
 impl Program {
@@ -170,7 +173,7 @@ impl Program {
 
     /// Signs an image and has the program hold its pages ready.
     pub(crate) fn prepare(&mut self, name: &str, image: Image) -> Result<()> {
-        let path = self.directory.join(name);
+        let path = self.machine.directory.path().join(name);
         fs::write(&path, sign(&image))?;
         let (pages, measured) = (image.data_pages, image.measured);
         self.step(&format!("prepare {name} {pages} {measured} {}", path.display())).map(drop)
