@@ -332,8 +332,7 @@ const FUTEX_WAKE: u64 = 1;
 /// Makes a call and waits for its result; serves the machine's upcalls meanwhile. `words[0]` is the call; in the
 /// result `words[1]` is -EIO if the machine is gone.
 ///
-/// Runs in a handler: the program's signals are blocked, and the only signal that can interrupt is a kick, which
-/// makes no call of its own then.
+/// Runs in a handler: the program's signals are blocked, and kicks as well.
 pub fn slot_call(thread: &mut Thread, words: [u64; NR_WORDS]) -> [u64; NR_WORDS] {
     let mut failed = [0; NR_WORDS];
     failed[1] = errno::EIO.wrapping_neg() as u64;

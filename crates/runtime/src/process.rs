@@ -12,6 +12,7 @@ use crate::arch::lock::Lock;
 use crate::arch::syscall::nr;
 use crate::arch::{close, getpid};
 use crate::signals::frame::Sigaction;
+use crate::signals::pending::Pending;
 use crate::sys;
 use crate::thread::Once;
 
@@ -42,10 +43,12 @@ impl Actions {
 pub struct Process {
     /// What the program asked for, signal by signal.
     pub actions: Lock<Actions>,
+    /// Signals that the program blocks and the kernel does not keep.
+    pub pending: Pending,
 }
 
 /// The image's process.
-pub static PROCESS: Process = Process { actions: Lock::new(Actions::new()) };
+pub static PROCESS: Process = Process { actions: Lock::new(Actions::new()), pending: Pending::new() };
 
 /// How the attendant started this image.
 pub static BOOT: Once<Boot> = Once::new();

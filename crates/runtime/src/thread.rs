@@ -17,6 +17,7 @@ use crate::arch::{fatal, gettid};
 use crate::enclu;
 use crate::process::{Actions, Process};
 use crate::signals::frame::{SS_DISABLE, SigInfo, StackT};
+use crate::signals::pending::Pending;
 use crate::sys;
 
 /// Bytes at the top of a stride that hold the [`Thread`].
@@ -50,6 +51,8 @@ pub struct Thread {
     pub held: u64,
     /// Their details, by signal number.
     pub held_info: [SigInfo; 32],
+    /// Those that a system call waits for with a mask of its own, while it waits.
+    pub waits: AtomicU64,
     /// Where the thread is with respect to enclaves.
     pub enclave: enclu::Mode,
     /// The process of a vfork child lives here.
@@ -137,6 +140,7 @@ impl Thread {
             (&raw mut (*thread).altstack).write(StackT { flags: SS_DISABLE, ..StackT::default() });
             (&raw mut (*thread).process).write(process);
             (&raw mut (*thread).held).write(0);
+            (&raw mut (*thread).waits).write(AtomicU64::new(0));
             (&raw mut (*thread).enclave).write(enclu::Mode::default());
             (*thread).tid.store(0, Ordering::Relaxed);
             (*thread).state.store(USED, Ordering::Release);
@@ -148,7 +152,7 @@ impl Thread {
     pub fn separate(&mut self, parent: &Process) {
         let own = &raw mut self.own_process;
         // SAFETY: the field is this record's, and nobody looks at it before `process` points there.
-        unsafe { own.write(Process { actions: Lock::new(Actions::new()) }) };
+        unsafe { own.write(Process { actions: Lock::new(Actions::new()), pending: Pending::new() }) };
         *self.own_process.actions.lock() = *parent.actions.lock();
         self.process = own;
     }
@@ -213,6 +217,23 @@ pub fn for_each(f: impl Fn(&Thread)) {
             f(thread);
         }
     }
+}
+
+/// The ID of another thread of the same process whose mask and [`Thread::waits`] are as asked for.
+pub fn find_other(thread: &Thread, suits: impl Fn(u64, u64) -> bool) -> Option<u32> {
+    let mapped = MAPPED.lock();
+    (0..*mapped).filter(|&i| i != thread.index).find_map(|i| {
+        let other = Thread::at(i);
+        // SAFETY: the record is mapped. Its thread may be changing the mask, which is one word: either value was
+        // true at some time.
+        unsafe {
+            let tid = (*other).tid.load(Ordering::Relaxed);
+            let lives = tid != 0 && (*other).state.load(Ordering::Acquire) == USED;
+            let same = (&raw const (*other).process).read_volatile() == thread.process;
+            let mask = (&raw const (*other).mask).read_volatile();
+            (lives && same && suits(mask, (*other).waits.load(Ordering::SeqCst))).then_some(tid)
+        }
+    })
 }
 
 /// The lock of the records, for fork.

@@ -6,6 +6,7 @@ use super::frame::{
     FP_MAGIC1, FXSAVE_SIZE, FpState, OWNED, RtSigframe, SS_AUTODISARM, SS_DISABLE, SigInfo, Sigaction,
     StackT, Ucontext, bit, signum,
 };
+use super::pending;
 use super::tables::{self, DEFAULT, IGNORE, sa};
 use crate::arch::syscall::{errno, nr};
 use crate::arch::{getpid, gettid};
@@ -40,9 +41,12 @@ pub fn deliver_async(
     info: &SigInfo,
     temporary: Option<u64>,
 ) {
-    let temporary = temporary.or_else(|| stubs::temporary_mask(uc));
+    let mut temporary = temporary.or_else(|| stubs::temporary_mask(uc));
+    if temporary.is_none() && OWNED & bit(sig) & thread.mask != 0 {
+        temporary = stubs::interrupt_wait(uc, sig);
+    }
     if OWNED & bit(sig) != 0 && temporary.unwrap_or(thread.mask) & bit(sig) != 0 {
-        hold(thread, sig, info);
+        pending::keep(thread, uc, sig, info);
         return;
     }
     let action = thread.process().actions.lock().get(sig);
@@ -64,20 +68,11 @@ pub fn deliver_async(
     }
 }
 
-/// Keeps a signal of the runtime's until the program lets it through.
-pub fn hold(thread: &mut Thread, sig: i32, info: &SigInfo) {
-    if thread.held & bit(sig) == 0 {
-        thread.held |= bit(sig);
-        thread.held_info[(sig as usize).min(31)] = *info;
-    }
-}
-
 /// What every outermost handler does last: held signals that may go now, and kicks.
 pub fn after_handler(thread: &mut Thread, uc: &mut Ucontext) {
-    while thread.held & !thread.mask != 0 {
-        let sig = (thread.held & !thread.mask).trailing_zeros() as i32 + 1;
-        thread.held &= !bit(sig);
-        let info = thread.held_info[(sig as usize).min(31)];
+    while let Some((sig, info)) = pending::take(thread, !thread.mask | thread.waits.load(Ordering::Relaxed)) {
+        // Once it has been told to the call that waits, or to a handler, nobody waits any more.
+        thread.waits.store(0, Ordering::Relaxed);
         deliver_async(thread, uc, sig, &info, None);
     }
     if thread.kicked.swap(0, Ordering::Relaxed) != 0 {
@@ -139,6 +134,7 @@ fn enter_handler(
             tables::set_kernel_default(sig);
         }
     }
+    stubs::leave(uc);
     let Some(at) = push_frame(thread, uc, info, action) else {
         let segv = SigInfo { signo: signum::SIGSEGV, code: 128, ..SigInfo::default() };
         die_again(signum::SIGSEGV, &segv);
@@ -247,7 +243,7 @@ fn load_fpstate(ours: u64, theirs: u64) -> u64 {
 }
 
 /// `rt_sigaction`.
-pub fn sigaction(thread: &Thread, sig: i32, new: u64, old: u64, size: u64) -> i64 {
+pub fn sigaction(thread: &mut Thread, sig: i32, new: u64, old: u64, size: u64) -> i64 {
     if size != 8 {
         return -errno::EINVAL;
     }
@@ -272,6 +268,11 @@ pub fn sigaction(thread: &Thread, sig: i32, new: u64, old: u64, size: u64) -> i6
             return result;
         }
         actions.set(sig, wanted);
+        if wanted.handler == IGNORE {
+            // What waits is forgotten, as the kernel forgets it.
+            thread.held &= !bit(sig);
+            process.pending.forget(bit(sig));
+        }
     }
     drop(actions);
     if old != 0 && !usercopy::put(old, &before) {

@@ -5,12 +5,13 @@
 //! for, and rewriting the runtime's own frame so that its `rt_sigreturn` enters the program's handler
 //! ([`deliver`]). So while the program runs, no frame of the runtime is live on the alternate stack.
 //!
-//! In a handler of the runtime all signals but [`frame::OWNED`] are blocked. Of those, three things can still
-//! happen on top of a handler: a guarded copy faults (fixed up at once), a kick arrives (noted, looked at when
-//! the outer handler returns), or somebody sends one with `kill` (held until the outer handler is done).
+//! In a handler of the runtime all signals are blocked but SIGSEGV, SIGBUS and SIGTRAP. Two things can happen on top
+//! of a handler: a guarded copy faults (fixed up at once), or somebody sends one of the three with `kill` (held
+//! until the outer handler is done).
 
 pub mod deliver;
 pub mod frame;
+pub mod pending;
 pub mod tables;
 
 use core::arch::naked_asm;
@@ -61,14 +62,20 @@ extern "C" fn on_signal(sig: i32, info: *mut SigInfo, uc: *mut Ucontext) {
         on_nested(thread, sig, info, uc);
         return;
     }
+    // Whatever it waited in has been interrupted.
+    thread.waits.store(0, Ordering::Relaxed);
     match sig {
         signum::SIGSYS if info.code == SYS_SECCOMP && info.errno == filter::TRAP_DATA => {
             syscalls::on_trap(thread, info, uc);
         }
         signum::SIGSYS if info.code == enclu::SYS_USER_DISPATCH => on_exception(thread, sig, info, uc),
-        link::KICK_SIGNAL if info.code == SI_SIGIO && thread.slot >= 0 => {
-            link::drain_kicks(thread);
-            thread.kicked.store(1, Ordering::Relaxed);
+        // One that is pending swallows the next, so each stands for both.
+        link::KICK_SIGNAL if info.code == pending::LOOK || info.code == SI_SIGIO && thread.slot >= 0 => {
+            if thread.slot >= 0 {
+                link::drain_kicks(thread);
+                thread.kicked.store(1, Ordering::Relaxed);
+            }
+            pending::look(thread, uc);
         }
         signum::SIGILL if info.by_kernel() => {
             let taken =
@@ -96,14 +103,11 @@ fn on_exception(thread: &mut Thread, sig: i32, info: &mut SigInfo, uc: &mut Ucon
 
 /// A signal on top of a handler.
 fn on_nested(thread: &mut Thread, sig: i32, info: &SigInfo, uc: &mut Ucontext) {
-    if sig == link::KICK_SIGNAL && info.code == SI_SIGIO {
-        link::drain_kicks(thread);
-        thread.kicked.store(1, Ordering::Relaxed);
-    } else if info.by_kernel() {
+    if info.by_kernel() {
         // A bug of the runtime. Die of it as of any other, with the frame at hand.
         deliver::die(uc, sig, info);
     } else {
-        deliver::hold(thread, sig, info);
+        pending::hold(thread, sig, info);
     }
 }
 

@@ -29,6 +29,10 @@ pub const UNBLOCKABLE: u64 = bit(signum::SIGKILL) | bit(signum::SIGSTOP);
 /// Smallest alternate stack that the kernel takes.
 const MINSIGSTKSZ: u64 = 2048;
 
+/// What may come on top of a handler of the runtime: the faults of guarded copies, and a debugger's traps (a trap
+/// that is blocked would cost the runtime its handler). The rest waits until the handler returns.
+const OPEN: u64 = bit(signum::SIGSEGV) | bit(signum::SIGBUS) | bit(signum::SIGTRAP);
+
 /// The mask that the kernel gets where the program asks for `mask`.
 pub fn filtered(mask: u64) -> u64 {
     mask & !OWNED & !UNBLOCKABLE
@@ -38,7 +42,11 @@ pub fn filtered(mask: u64) -> u64 {
 pub fn set_kernel(sig: i32, action: &Sigaction) -> i64 {
     let owned = OWNED & bit(sig) != 0;
     let plain = !owned && action.handler <= IGNORE;
-    let passed = action.flags & (sa::NOCLDSTOP | sa::NOCLDWAIT | sa::RESTART);
+    let mut passed = action.flags & (sa::NOCLDSTOP | sa::NOCLDWAIT | sa::RESTART);
+    if owned && action.handler <= IGNORE {
+        // What comes is the runtime's own affair, a kick say: the program's calls go on.
+        passed |= sa::RESTART;
+    }
     let told = if plain {
         Sigaction { handler: action.handler, flags: passed, restorer: 0, mask: 0 }
     } else {
@@ -46,7 +54,7 @@ pub fn set_kernel(sig: i32, action: &Sigaction) -> i64 {
             handler: usgx_signal as *const () as u64,
             flags: passed | sa::SIGINFO | sa::ONSTACK | sa::NODEFER | sa::RESTORER,
             restorer: usgx_restorer as *const () as u64,
-            mask: !OWNED,
+            mask: !OPEN,
         }
     };
     // SAFETY: the kernel reads `told`; the handler is ours.

@@ -3,8 +3,9 @@
 
 use super::stubs::{self, MaskIn};
 use crate::arch::syscall::{errno, nr};
+use crate::signals;
 use crate::signals::deliver;
-use crate::signals::frame::{SigInfo, StackT, Ucontext, bit};
+use crate::signals::frame::{StackT, Ucontext};
 use crate::signals::tables::{self, filtered};
 use crate::sys;
 use crate::thread::Thread;
@@ -42,7 +43,7 @@ pub fn sigpending(thread: &Thread, args: [u64; 6]) -> i64 {
     let mut pending = 0u64;
     // SAFETY: the kernel writes one word.
     unsafe { sys!(nr::RT_SIGPENDING, &raw mut pending, 8) };
-    let pending = pending & thread.mask | thread.held;
+    let pending = pending & thread.mask | signals::pending::of(thread);
     // SAFETY: one word, of which the program may ask for less.
     let done = unsafe { usercopy::copy_out(set, (&raw const pending).cast(), size as usize) };
     if done == size as usize { 0 } else { -errno::EFAULT }
@@ -86,11 +87,9 @@ pub fn wait(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6])
     }
     let Some(asked) = usercopy::get::<u64>(address) else { return -errno::EFAULT };
     let asked = asked & !tables::UNBLOCKABLE;
-    if thread.held & !asked != 0 {
+    signals::pending::announce(thread, !asked);
+    if let Some((sig, info)) = signals::pending::take(thread, !asked) {
         // A signal that the runtime holds goes through this mask: the wait is over at once.
-        let sig = (thread.held & !asked).trailing_zeros() as i32 + 1;
-        thread.held &= !bit(sig);
-        let info = thread.held_info[(sig as usize).min(31)];
         uc.mcontext.rax = -errno::EINTR as u64;
         deliver::deliver_async(thread, uc, sig, &info, Some(asked));
         return uc.mcontext.rax as i64;
@@ -105,10 +104,8 @@ pub fn timed_wait(thread: &mut Thread, uc: &mut Ucontext, args: [u64; 6]) -> i64
         return -errno::EINVAL;
     }
     let Some(set) = usercopy::get::<u64>(set) else { return -errno::EFAULT };
-    if thread.held & set != 0 {
-        let sig = (thread.held & set).trailing_zeros() as i32 + 1;
-        thread.held &= !bit(sig);
-        let info: SigInfo = thread.held_info[(sig as usize).min(31)];
+    signals::pending::announce(thread, set);
+    if let Some((sig, info)) = signals::pending::take(thread, set) {
         if info_at != 0 && !usercopy::put(info_at, &info) {
             return -errno::EFAULT;
         }

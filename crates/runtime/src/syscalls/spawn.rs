@@ -237,11 +237,12 @@ fn clear_handlers(thread: &Thread) {
 }
 
 /// Every lock that a child must find free and its data whole.
-fn locks(thread: &Thread) -> [&RawLock; 6] {
+fn locks(thread: &Thread) -> [&RawLock; 7] {
     [
         enclaves::CHANGES.raw(),
         filter::arming_lock(),
         thread.process().actions.raw(),
+        thread.process().pending.lock(),
         thread::records_lock(),
         thread::ids_lock(),
         link::channel_lock(),
@@ -296,6 +297,7 @@ fn become_child(thread: &mut Thread, spawn: &Spawn, ticket: Option<[u64; 2]>) {
     thread.slot = -1;
     thread.kick_fd = -1;
     thread.held = 0;
+    thread.process().pending.forget(u64::MAX);
     thread.announce();
     if spawn.flags & CLONE_CLEAR_SIGHAND != 0 {
         clear_handlers(thread);

@@ -2,12 +2,14 @@
 //!
 //! The handler pushes a small frame below the red zone of the program's stack, points RIP at a stub in the image
 //! (whose calls pass the filter) and returns. The call is then made with the program's signals open and no frame
-//! of the runtime live; restarts and EINTR are the kernel's. A stub ends with a `ret` that takes the frame away.
+//! of the runtime live; restarts and EINTR are the kernel's. A stub ends with a `ret` that takes the frame away. A
+//! handler of the program that interrupts never sees it: [`leave`] makes the context that of the program's own
+//! instruction.
 
 use core::arch::naked_asm;
 
 use crate::arch::syscall::errno;
-use crate::signals::frame::Ucontext;
+use crate::signals::frame::{SigInfo, Ucontext, bit};
 use crate::usercopy;
 
 const RED_ZONE: u64 = 128;
@@ -15,7 +17,7 @@ const RED_ZONE: u64 = 128;
 /// Frame: return address.
 #[unsafe(naked)]
 unsafe extern "C" fn usgx_plain_stub() {
-    naked_asm!("syscall", "ret 128")
+    naked_asm!("syscall", ".globl usgx_plain_stub_after", "usgx_plain_stub_after:", "ret 128")
 }
 
 /// Frame: [`MaskFrame`]. Gives back the registers that pointed at the frame's mask.
@@ -30,6 +32,8 @@ unsafe extern "C" fn usgx_mask_stub() {
         "mov r9, [rsp + 24]",
         "mov r10, [rsp + 32]",
         "ret {frame} - 8 + 128",
+        ".globl usgx_mask_stub_end",
+        "usgx_mask_stub_end:",
         frame = const size_of::<MaskFrame>(),
     )
 }
@@ -41,7 +45,9 @@ unsafe extern "C" fn usgx_exec_stub() {
 }
 
 unsafe extern "C" {
+    static usgx_plain_stub_after: u8;
     static usgx_mask_stub_after: u8;
+    static usgx_mask_stub_end: u8;
     static usgx_exec_failed: u8;
 }
 
@@ -153,10 +159,78 @@ pub fn forward_mask(
     nr as i64
 }
 
+/// Bytes of SYSCALL.
+const SYSCALL_LEN: u64 = 2;
+
+/// Whether the interrupted instruction is in [`usgx_mask_stub`], and then whether the call has returned.
+fn at_mask_stub(uc: &Ucontext) -> Option<bool> {
+    let rip = uc.mcontext.rip;
+    if rip == usgx_mask_stub as *const () as u64 {
+        return Some(false);
+    }
+    (&raw const usgx_mask_stub_after as u64..&raw const usgx_mask_stub_end as u64)
+        .contains(&rip)
+        .then_some(true)
+}
+
+/// The frame of a call that waits: about to, interrupted, or (by restart) about to again.
+fn waiting(uc: &Ucontext) -> Option<MaskFrame> {
+    let returned = at_mask_stub(uc)?;
+    let waits = !returned || uc.mcontext.rax as i64 == -errno::EINTR;
+    waits.then(|| usercopy::get::<MaskFrame>(uc.mcontext.rsp)).flatten()
+}
+
 /// The program's mask for the system call that a signal has just interrupted, if it had one of its own.
 pub fn temporary_mask(uc: &Ucontext) -> Option<u64> {
-    let interrupted =
-        uc.mcontext.rip == &raw const usgx_mask_stub_after as u64 && uc.mcontext.rax as i64 == -errno::EINTR;
-    let frame = interrupted.then(|| usercopy::get::<MaskFrame>(uc.mcontext.rsp)).flatten()?;
-    (frame.temporary != 0).then_some(frame.asked)
+    let frame = waiting(uc).filter(|frame| frame.temporary != 0)?;
+    (at_mask_stub(uc) == Some(true)).then_some(frame.asked)
+}
+
+/// Signals that the interrupted call waits for or lets through.
+pub fn awaited(uc: &Ucontext) -> u64 {
+    waiting(uc).map_or(0, |frame| if frame.temporary != 0 { !frame.asked } else { frame.asked })
+}
+
+/// If the call that the thread is about to make waits with a mask that lets `sig` through: makes it one that `sig`
+/// has interrupted, and returns that mask. Only for signals that the kernel does not keep for the call.
+pub fn interrupt_wait(uc: &mut Ucontext, sig: i32) -> Option<u64> {
+    let frame = waiting(uc).filter(|frame| frame.temporary != 0 && frame.asked & bit(sig) == 0)?;
+    uc.mcontext.rax = -errno::EINTR as u64;
+    uc.mcontext.rip = &raw const usgx_mask_stub_after as u64;
+    Some(frame.asked)
+}
+
+/// If the thread is in `rt_sigtimedwait` for `sig`, or about to be: lets the call return it.
+pub fn complete_wait(uc: &mut Ucontext, sig: i32, info: &SigInfo) -> bool {
+    let waits = waiting(uc).is_some_and(|frame| frame.temporary == 0 && frame.asked & bit(sig) != 0);
+    if waits {
+        let at = uc.mcontext.rsi;
+        uc.mcontext.rip = &raw const usgx_mask_stub_after as u64;
+        uc.mcontext.rax = if at == 0 || usercopy::put(at, info) { sig as u64 } else { -errno::EFAULT as u64 };
+    }
+    waits
+}
+
+/// Makes a context within a stub that of the program's own system call instruction: behind it if the call has
+/// returned, otherwise at it, so that the call traps again.
+pub fn leave(uc: &mut Ucontext) {
+    let rip = uc.mcontext.rip;
+    let (returned, size) = if let Some(returned) = at_mask_stub(uc) {
+        (returned, size_of::<MaskFrame>() as u64)
+    } else if rip == &raw const usgx_plain_stub_after as u64 {
+        (true, 8)
+    } else if rip == usgx_plain_stub as *const () as u64 || rip == usgx_exec_stub as *const () as u64 {
+        (false, 8)
+    } else {
+        return;
+    };
+    let at = uc.mcontext.rsp;
+    let Some(back) = usercopy::get::<u64>(at) else { return };
+    if size > 8 {
+        let Some(frame) = usercopy::get::<MaskFrame>(at) else { return };
+        let to = &mut uc.mcontext;
+        (to.rdi, to.r8, to.r9, to.r10) = (frame.rdi, frame.r8, frame.r9, frame.r10);
+    }
+    uc.mcontext.rsp = at + size + RED_ZONE;
+    uc.mcontext.rip = if returned { back } else { back - SYSCALL_LEN };
 }
