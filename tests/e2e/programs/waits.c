@@ -22,6 +22,7 @@
 #include <sys/select.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
@@ -461,102 +462,150 @@ static void directed(void)
 }
 
 static int ends[2];
+static pthread_t main_thread;
+static pid_t main_tid;
 
-static void *slow_peer(void *unused)
+/* Whether a thread of this process is asleep: the third field of its stat. */
+static int asleep(pid_t tid)
 {
-	usleep(300000);
+	char path[64], state = 0;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+	FILE *stat = fopen(path, "r");
+
+	if (!stat)
+		return 1;
+	if (fscanf(stat, "%*d (%*[^)]) %c", &state) != 1)
+		state = 0;
+	fclose(stat);
+	return state == 'S';
+}
+
+/* Interrupts the main thread when it is asleep, and then lets it have what it waits for. */
+static void *interrupt_main(void *unused)
+{
+	for (int i = 0; i < 20; i++) {
+		usleep(1000);
+		if (!asleep(main_tid))
+			i = 0;
+	}
+	pthread_kill(main_thread, SIGALRM);
+	while (!count)
+		usleep(1000);
+	usleep(20000);
 	if (write(ends[1], "x", 1) != 1)
 		_exit(99);
 	return unused;
 }
 
-static void tick_soon(void)
+/* A child that ends, or lets its lock go, when the other end of a pipe says so. */
+static pid_t child_until_told(int file)
 {
-	struct itimerval soon = { .it_value = { .tv_usec = 60000 } };
+	struct flock lock = { .l_type = F_WRLCK };
+	int told[2];
+	char byte;
 
-	count = 0;
-	setitimer(ITIMER_REAL, &soon, NULL);
+	if (pipe(told))
+		_exit(98);
+	pid_t child = fork();
+
+	if (child) {
+		close(told[1]);
+		(void)!read(told[0], &byte, 1);
+		close(told[0]);
+		return child;
+	}
+	if (file >= 0)
+		fcntl(file, F_SETLK, &lock);
+	(void)!write(told[1], "x", 1);
+	(void)!read(ends[0], &byte, 1);
+	_exit(7);
 }
 
 /* Calls that are interrupted by a handler: which go on by themselves. */
 static void interrupted(int flags)
 {
-	struct timeval half_second = { .tv_usec = 400000 };
-	struct timespec soon;
+	static const char *const names[] = {
+		"read",	     "poll", "select",  "sleep", "futex", "socket", "socket with a time limit",
+		"semaphore", "join", "waitpid", "lock",	 "open",
+	};
+	struct timeval twenty = { .tv_sec = 20 };
+	struct timespec later;
+	struct flock lock = { .l_type = F_WRLCK };
 	pthread_t thread;
 	uint32_t word = 1;
 	char byte;
 	sem_t semaphore;
 	fd_set set;
 
+	main_thread = pthread_self();
+	main_tid = gettid();
 	install(SIGALRM, note, flags);
-	/* Threads do not take the timer's signal. */
-	sigset_t alarm_set = only(SIGALRM);
-
-	for (int i = 0; i < 8; i++) {
+	for (int i = 0; i < 12; i++) {
+		char fifo[] = "/tmp/e2e-fifo-XXXXXX";
+		int file = memfd_create("locked", 0), status = 0;
+		pid_t child = 0;
 		long result = 0;
-		const char *what = "";
 
-		if (i == 5 ? socketpair(AF_UNIX, SOCK_STREAM, 0, ends) : pipe(ends))
+		if (i == 5 || i == 6 ? socketpair(AF_UNIX, SOCK_STREAM, 0, ends) : pipe(ends))
 			_exit(98);
-		pthread_sigmask(SIG_BLOCK, &alarm_set, NULL);
-		pthread_create(&thread, NULL, slow_peer, NULL);
-		pthread_sigmask(SIG_UNBLOCK, &alarm_set, NULL);
-		clock_gettime(CLOCK_REALTIME, &soon);
-		soon.tv_sec += 1;
+		if (i == 9 || i == 10)
+			child = child_until_told(i == 10 ? file : -1);
+		if (i == 11) {
+			close(mkstemp(fifo));
+			unlink(fifo);
+			if (mkfifo(fifo, 0600))
+				_exit(98);
+			child = fork();
+			if (!child) {
+				(void)!read(ends[0], &byte, 1);
+				_exit(open(fifo, O_WRONLY) < 0);
+			}
+		}
+		clock_gettime(CLOCK_REALTIME, &later);
+		later.tv_sec += 20;
 		FD_ZERO(&set);
 		FD_SET(ends[0], &set);
 		struct pollfd ready = { .fd = ends[0], .events = POLLIN };
 
-		tick_soon();
+		count = 0;
+		pthread_create(&thread, NULL, interrupt_main, NULL);
 		switch (i) {
-		case 0: what = "read", result = read(ends[0], &byte, 1); break;
-		case 1: what = "poll", result = poll(&ready, 1, 20000); break;
-		case 2: what = "select", result = select(ends[0] + 1, &set, NULL, NULL, &(struct timeval){ 20, 0 }); break;
-		case 3: what = "sleep", result = nanosleep(&(struct timespec){ 0, 200000000 }, NULL); break;
-		case 4: what = "futex", result = syscall(SYS_futex, &word, FUTEX_WAIT, 1, &(struct timespec){ 0, 200000000 }, NULL, 0); break;
-		case 5:
-			what = "socket with a time limit";
-			setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &half_second, sizeof(half_second));
-			result = recv(ends[0], &byte, 1, 0);
+		case 0:
+		case 5: result = read(ends[0], &byte, 1); break;
+		case 1: result = poll(&ready, 1, 20000); break;
+		case 2: result = select(ends[0] + 1, &set, NULL, NULL, &twenty); break;
+		case 3: result = nanosleep(&(struct timespec){ 20, 0 }, NULL); break;
+		case 4:
+			result = syscall(SYS_futex, &word, FUTEX_WAIT, 1, &(struct timespec){ 20, 0 }, NULL, 0);
 			break;
 		case 6:
-			what = "semaphore";
-			sem_init(&semaphore, 0, 0);
-			result = sem_timedwait(&semaphore, &soon);
+			setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &twenty, sizeof(twenty));
+			result = recv(ends[0], &byte, 1, 0);
 			break;
-		case 7: what = "join", result = pthread_join(thread, NULL); break;
+		case 7:
+			sem_init(&semaphore, 0, 0);
+			result = sem_timedwait(&semaphore, &later);
+			break;
+		case 8: result = pthread_join(thread, NULL); break;
+		case 9: result = waitpid(child, &status, 0); break;
+		case 10: result = fcntl(file, F_SETLKW, &lock); break;
+		case 11: result = open(fifo, O_RDONLY); break;
 		}
-		printf("%s: %s, interrupted %d\n", what, outcome(result), count);
-		if (i != 7)
+		printf("%s: %s, interrupted %d\n", names[i], outcome(result), count);
+		if (i != 8)
 			pthread_join(thread, NULL);
+		/* The child waits for this end if the call has failed. */
+		if (i == 11 && result < 0)
+			result = open(fifo, O_RDONLY);
+		if (i == 11)
+			unlink(fifo);
+		if (child && !(i == 9 && result > 0))
+			reap(child);
 		close(ends[0]);
 		close(ends[1]);
+		close(file);
 	}
-	pid_t child = fork();
-	int status, file = memfd_create("locked", 0);
-
-	if (!child) {
-		usleep(300000);
-		_exit(7);
-	}
-	tick_soon();
-	printf("waitpid: %s", outcome(waitpid(child, &status, 0)));
-	printf(", interrupted %d\n", count);
-	reap(child);
-	struct flock lock = { .l_type = F_WRLCK };
-
-	child = fork();
-	if (!child) {
-		fcntl(file, F_SETLK, &lock);
-		usleep(400000);
-		_exit(0);
-	}
-	usleep(100000);
-	tick_soon();
-	printf("lock: %s", outcome(fcntl(file, F_SETLKW, &lock)));
-	printf(", interrupted %d\n", count);
-	reap(child);
 }
 
 static void restarting(void)
@@ -659,26 +708,18 @@ static void files(void)
 	}
 }
 
-static void job_note(int number, siginfo_t *info, void *context)
-{
-	note(number, info, context);
-	if (number == SIGCHLD)
-		printf("SIGCHLD: code %d, status %d\n", info->si_code, info->si_status);
-}
-
 /* Stopping and continuing, with handlers and without. */
 static void jobs(void)
 {
 	siginfo_t info;
 
-	install(SIGCHLD, job_note, SA_RESTART);
 	for (int i = 0; i < 4; i++) {
 		static const int stops[] = { SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU };
-		int pair[2];
+		int pair[2], ready[2];
 		char byte;
 
 		fflush(stdout);
-		if (pipe(pair))
+		if (pipe(pair) || pipe(ready))
 			_exit(98);
 		pid_t child = fork();
 
@@ -686,13 +727,12 @@ static void jobs(void)
 			setpgid(0, 0);
 			close(pair[1]);
 			install(SIGCONT, note, SA_RESTART);
-			byte = 0;
+			(void)!write(ready[1], "x", 1);
 			(void)!read(pair[0], &byte, 1);
 			_exit(count == 1 ? 20 : 21);
 		}
 		close(pair[0]);
-		usleep(20000);
-		setpgid(child, child);
+		(void)!read(ready[0], &byte, 1);
 		kill(child, stops[i]);
 		waitid(P_PID, child, &info, WSTOPPED);
 		printf("stopped %d by %d\n", info.si_code == CLD_STOPPED, info.si_status);
@@ -700,7 +740,6 @@ static void jobs(void)
 		kill(child, SIGCONT);
 		waitid(P_PID, child, &info, WCONTINUED);
 		printf("continued %d\n", info.si_code == CLD_CONTINUED);
-		usleep(20000);
 		close(pair[1]);
 		waitid(P_PID, child, &info, WEXITED);
 		printf("ended %d with %d\n", info.si_code == CLD_EXITED, info.si_status);
