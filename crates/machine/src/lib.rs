@@ -22,7 +22,7 @@
 //! tickets, provision, activity   take nothing
 //! ```
 //!
-//! An [`OpenEnclave`](system::OpenEnclave) is never dropped with a lock held: that may destroy the enclave, which
+//! An `OpenEnclave` (`system`) is never dropped with a lock held: that may destroy the enclave, which
 //! takes most of the above.
 
 mod calls;
