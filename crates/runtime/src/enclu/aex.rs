@@ -3,7 +3,7 @@
 //! It never fails and never faults. The stores are guarded copies; what does not get through (the page is on
 //! its way out of the EPC, or the program has taken the mapping's protection away) is handed to the machine,
 //! which stores it where the page's bytes are. Only when all is stored does the thread count as outside.
-//! Source: `sgx-isa.md` section 8.
+//! Source: SDM volume 3D, "Asynchronous Enclave Exit".
 
 use core::sync::atomic::Ordering;
 

@@ -7,7 +7,7 @@
 //!
 //! The order that keeps two threads off one TCS and the machine informed: take the TCS (compare and swap of
 //! its word), publish the entry in the slot, store into the SSA frame, replace FS and GS, and only then be
-//! inside. [`undo`] goes the same way back. Source: `sgx-isa-enclu.md` sections 1 and 2.
+//! inside. [`undo`] goes the same way back. Source: SDM volume 3D, "EENTER" and "ERESUME".
 
 use core::arch::naked_asm;
 use core::mem::MaybeUninit;

@@ -3,7 +3,7 @@
 //!
 //! [`raise`] is the one way out: inside an enclave it makes the asynchronous exit first; where the
 //! interrupted instruction then is the vDSO function's ENCLU it applies Linux's fix-up; otherwise it fills in
-//! the signal. Source: `linux-driver.md` sections 15 and 16.
+//! the signal. Source: Linux's exception fix-up of the vDSO and its page fault handler.
 
 use super::{aex, vdso};
 use crate::signals::frame::{SigInfo, Ucontext, signum};

@@ -1,7 +1,7 @@
 //! The SSA frame: GPRSGX, EXINFO and the XSAVE area, to and from a signal's context.
 //!
 //! Everything here reads and writes enclave memory by guarded copies, and says where a copy stopped. Layouts:
-//! `sgx-isa-structures.md` section 9.
+//! SDM volume 3D, "State Save Area (SSA) Frame".
 
 use core::mem::{MaybeUninit, offset_of};
 

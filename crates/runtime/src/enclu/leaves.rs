@@ -3,7 +3,7 @@
 //! EENTER and ERESUME are [`super::entry`]'s. EEXIT is done here. The others touch the EPCM or keys: they are
 //! messages to the machine's hardware face, which checks what the processor checks; only the protection of
 //! this process's mappings is checked here, first, as paging comes before the EPCM. Source:
-//! `sgx-isa-enclu.md`.
+//! SDM volume 3D, "SGX User Leaf Function Reference".
 
 use usgx_wire::slot::{NR_WORDS, call, enclu_outcome, fault_kind};
 

@@ -1,7 +1,7 @@
 //! The runtime's `__vdso_sgx_enter_enclave`: Linux's contract, and EENTER without a trap.
 //!
 //! The contract (arguments, the run structure, the handler's protocol, what is an exception and what a return
-//! value) is that of `linux-driver.md` section 15. There is one ENCLU in it, which is also the AEP, so an
+//! value) is that of the Linux header `asm/sgx.h`. There is one ENCLU in it, which is also the AEP, so an
 //! asynchronous exit comes back to it with RAX = 3 and resumes. That instruction traps. EENTER goes around it:
 //! [`prepare`] does what the processor would, and the last instructions load the registers and jump.
 //!

@@ -6,7 +6,7 @@
 //! machine's list afterwards, since the machine takes "not mapped there" in its stride. Everything that touches
 //! a range with enclaves runs under [`enclaves::CHANGES`].
 //!
-//! Linux's checks and their order: `linux-driver.md` section 6.
+//! Checks and their order are those of Linux's mmap and mprotect hooks for SGX.
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
