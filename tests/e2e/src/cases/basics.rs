@@ -20,7 +20,7 @@ const GOODBYE: Duration = Duration::from_secs(3);
 
 type Test = fn(&Stage, User) -> Result<Verdict>;
 
-const TESTS: [(&str, Test); 17] = [
+const TESTS: [(&str, Test); 18] = [
     ("pid is the program's own", pid_is_the_programs_own),
     ("a signal's death is a shell's 139", death_by_signal_in_a_shell),
     ("a signal sent to the pid reaches the program", signal_reaches_the_program),
@@ -38,6 +38,7 @@ const TESTS: [(&str, Test); 17] = [
     ("a directory is 126", directory),
     ("a file that is no program is 126", no_program),
     ("nothing is left behind", nothing_is_left_behind),
+    ("only ordinary users run without new privileges", new_privileges),
 ];
 
 pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
@@ -187,6 +188,13 @@ fn program_of_32_bits(stage: &Stage, user: User) -> Result<Verdict> {
     (header[28], header[40], header[42], header[44]) = (52, 52, 32, 1);
     let path = write(stage, user, "program-of-32-bits", &header, 0o755)?;
     refused(stage, user, &path, 126)
+}
+
+fn new_privileges(stage: &Stage, user: User) -> Result<Verdict> {
+    let mut command = stage.run(user, &[], "grep");
+    let flag = u8::from(user == User::Ordinary);
+    let outcome = process::run(command.args(["NoNewPrivs", "/proc/self/status"]), b"", SHORT)?;
+    expect(&outcome, 0, &format!("NoNewPrivs:\t{flag}\n"))
 }
 
 fn nothing_is_left_behind(stage: &Stage, user: User) -> Result<Verdict> {
