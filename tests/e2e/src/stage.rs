@@ -20,9 +20,6 @@ const SELFTESTS: [&str; 2] = ["test_sgx", "test_encl.elf"];
 /// Programs of sgxs-tools.
 const SGXS_TOOLS: [&str; 4] = ["sgxs-info", "sgxs-sign", "sgxs-load", "sgx-detect"];
 
-/// Programs that need OpenSSL, which need not be there as a static library.
-const WITH_OPENSSL: [&str; 2] = ["enclave_worker", "enclave_kit"];
-
 /// How a C program is linked.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Link {
@@ -227,8 +224,8 @@ impl Stage {
         for path in sources.iter().filter(|path| !is_header(path)) {
             let Some(name) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
             for link in Link::ALL {
-                if WITH_OPENSSL.contains(&name) && link == Link::Static {
-                    continue;
+                if link == Link::Static && needs_openssl(path)? {
+                    continue; // OpenSSL need not be there as a static library.
                 }
                 let compiled = cache.join(format!("{name}.{}", link.name()));
                 if !headers.iter().chain([path]).all(|source| is_newer(&compiled, source)) {
@@ -248,14 +245,18 @@ fn is_newer(file: &Path, than: &Path) -> bool {
     time(file).is_some_and(|file| time(than).is_some_and(|than| file > than))
 }
 
+/// Whether a program signs or hashes.
+fn needs_openssl(source: &Path) -> Result<bool> {
+    let text = fs::read_to_string(source)?;
+    Ok(text.contains("#include <openssl/") || text.contains("#include \"sign.h\""))
+}
+
 fn compile(source: &Path, to: &Path, link: Link) -> Result<()> {
     let mut gcc = Command::new("gcc");
     gcc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread", "-o"]).arg(to).arg(source);
     match link {
         Link::Static => gcc.arg("-static"),
-        Link::Dynamic if WITH_OPENSSL.iter().any(|name| source.file_stem() == Some(name.as_ref())) => {
-            gcc.arg("-lcrypto")
-        }
+        Link::Dynamic if needs_openssl(source)? => gcc.arg("-lcrypto"),
         Link::Dynamic => gcc.arg("-ldl"),
     };
     // glibc warns that dlopen in a static program needs the same glibc again; it is never called there.
