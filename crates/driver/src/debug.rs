@@ -61,7 +61,7 @@ impl<M: Machine> Enclave<M> {
         };
         let signal = || inner.kernel.platform.signal_pending();
         loop {
-            let result = inner.persist(signal, |state, supply| {
+            let result = inner.persist(true, signal, |state, supply| {
                 let page = inner.load(state, index, vma, supply)?;
                 Ok::<_, LoadError>(move_word(page))
             });

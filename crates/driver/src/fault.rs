@@ -42,8 +42,8 @@ impl<M: Machine> Inner<M> {
         // Outside the range there is no page, and EAUG would refuse to add one.
         let Some(index) = self.index(addr) else { return FaultOutcome::Sigbus };
         let kernel = &self.kernel;
-        let stop = || !kernel.config.behaviour.faults_wait || kernel.platform.signal_pending();
-        let result = self.persist(stop, |state, supply| {
+        let interrupted = || kernel.platform.signal_pending();
+        let result = self.persist(kernel.config.behaviour.faults_wait, interrupted, |state, supply| {
             self.bring(state, index, vma, supply)?;
             Ok(self.map(state, index))
         });

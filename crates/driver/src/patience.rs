@@ -18,6 +18,8 @@ use crate::state::State;
 
 /// Rounds after which an operation gives up, in which nothing but bad luck is left as a reason.
 const ROUNDS: usize = 1000;
+/// How often an operation finds that the EPC is exhausted before it believes it.
+const MAX_EXHAUSTED: u32 = 32;
 
 /// Why an attempt could not be completed just now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,7 +41,9 @@ impl Obstructed for LoadError {
     fn obstacle(&self) -> Option<Obstacle> {
         match self {
             Self::Busy(obstacle) => Some(*obstacle),
-            _ => None,
+            // All pages may be on their way: whether there is hope is for whoever reclaims to find out.
+            Self::NoMemory => Some(Obstacle::NoFreePage),
+            Self::Missing | Self::Denied | Self::Failed => None,
         }
     }
 }
@@ -49,11 +53,13 @@ pub(crate) struct Supply<'a, M: Machine> {
     kernel: &'a Kernel<M>,
     /// Pages in hand: owned, and invalid to the processor.
     hand: Vec<EpcPage>,
+    /// How often no page was free and none could be reclaimed.
+    exhausted: u32,
 }
 
 impl<'a, M: Machine> Supply<'a, M> {
     pub(crate) fn new(kernel: &'a Kernel<M>) -> Self {
-        Self { kernel, hand: Vec::new() }
+        Self { kernel, hand: Vec::new(), exhausted: 0 }
     }
 
     /// Takes a page, without reclaiming.
@@ -70,8 +76,10 @@ impl<'a, M: Machine> Supply<'a, M> {
     fn refill(&mut self) -> Result<(), AllocError> {
         match self.kernel.epc.alloc(Reclaim::Allowed) {
             Ok(page) => self.hand.push(page),
-            // Others may be short of just these pages, and have pages in hand that are short here.
-            Err(AllocError::Exhausted) if !self.hand.is_empty() => {
+            // In an EPC of few pages all of them may be in hands, or on their way in: neither free nor reclaimable.
+            // Others may be short of just those in this hand.
+            Err(AllocError::Exhausted) if self.exhausted < MAX_EXHAUSTED => {
+                self.exhausted += 1;
                 self.put_all();
                 self.kernel.platform.yield_now();
             }
@@ -92,11 +100,12 @@ impl<M: Machine> Drop for Supply<'_, M> {
 }
 
 impl<M: Machine> Inner<M> {
-    /// Makes `attempt`, with the lock held, until nothing is in its way, or `stop` says that it is enough. An error
-    /// that is an obstacle is that of the last attempt. No lock may be held.
+    /// Makes `attempt`, with the lock held, until nothing is in its way; without `patience` only once. Ends with
+    /// [`LoadError::Busy`] when it is `interrupted`. No lock may be held.
     pub(crate) fn persist<T, E: Obstructed>(
         &self,
-        stop: impl Fn() -> bool,
+        patience: bool,
+        interrupted: impl Fn() -> bool,
         mut attempt: impl FnMut(&mut State, &mut Supply<'_, M>) -> Result<T, E>,
     ) -> Result<T, E> {
         let epc = &self.kernel.epc;
@@ -107,9 +116,12 @@ impl<M: Machine> Inner<M> {
             let seen = epc.passes_ended();
             let result = attempt(&mut self.lock(), &mut supply);
             let Some(obstacle) = result.as_ref().err().and_then(Obstructed::obstacle) else { return result };
-            round += 1;
-            if round == ROUNDS || stop() {
+            if !patience {
                 return result;
+            }
+            round += 1;
+            if round == ROUNDS || interrupted() {
+                return Err(LoadError::Busy(obstacle).into());
             }
             match obstacle {
                 Obstacle::InReclaim => epc.wait_for_pass(seen),
@@ -117,7 +129,9 @@ impl<M: Machine> Inner<M> {
                 Obstacle::NoFreePage => match supply.refill() {
                     Ok(()) => {}
                     Err(AllocError::Exhausted) => return Err(LoadError::NoMemory.into()),
-                    Err(AllocError::Busy | AllocError::Interrupted) => return result,
+                    Err(AllocError::Busy | AllocError::Interrupted) => {
+                        return Err(LoadError::Busy(obstacle).into());
+                    }
                 },
             }
         }

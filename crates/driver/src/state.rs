@@ -29,6 +29,8 @@ pub(crate) struct State {
     pub(crate) attributes: u64,
     pub(crate) xfrm: u64,
     pub(crate) miscselect: u32,
+    /// Tracking cycles started.
+    pub(crate) cycles: u64,
     /// ATTRIBUTES that INIT lets pass.
     pub(crate) allowed: u64,
     /// Where pages pass through on their way out and in.

@@ -12,11 +12,13 @@ use crate::state::State;
 
 impl<M: Machine> Inner<M> {
     /// Starts a tracking cycle; says whether the processor agreed.
-    pub(crate) fn etrack(&self, state: &State) -> bool {
+    pub(crate) fn etrack(&self, state: &mut State) -> bool {
         // Without an SECS no page is in the EPC: nobody is inside and there is nothing to track.
         let Some(secs) = state.secs_page() else { return true };
         self.count(|events| &events.etracks);
-        self.kernel.hw.etrack(secs).is_ok()
+        let started = self.kernel.hw.etrack(secs).is_ok();
+        state.cycles += u64::from(started);
+        started
     }
 
     /// Makes every thread leave once. No lock may be held.
@@ -30,14 +32,23 @@ impl<M: Machine> Inner<M> {
     /// Linux does this for each page of an ioctl, with the enclave locked; once for all of them gives the same
     /// promise when the ioctl returns.
     pub(crate) fn track_changes(&self) -> Result<(), Errno> {
-        if !self.etrack(&self.lock()) {
-            // The cycle before has not ended yet. A kick ends it.
+        if let Err(cycle) = self.try_etrack() {
+            // That cycle has not ended. A kick ends it.
             self.kick();
-            if !self.etrack(&self.lock()) {
-                return Err(Errno::EFAULT);
+            match self.try_etrack() {
+                // A reclaim pass was faster. Its cycle began after the changes, and serves as well.
+                Err(newer) if newer != cycle => {}
+                Err(_) => return Err(Errno::EFAULT),
+                Ok(()) => {}
             }
         }
         self.kick();
         Ok(())
+    }
+
+    /// Starts a tracking cycle, or says which one is in the way.
+    fn try_etrack(&self) -> Result<(), u64> {
+        let mut state = self.lock();
+        if self.etrack(&mut state) { Ok(()) } else { Err(state.cycles) }
     }
 }

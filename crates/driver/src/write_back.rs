@@ -53,7 +53,7 @@ impl<M: Machine> Inner<M> {
                 let mut attempt = self.attempt(&mut state, victim);
                 if matches!(attempt, Attempt::Untracked) && !tracked {
                     tracked = true;
-                    self.etrack(&state);
+                    self.etrack(&mut state);
                     attempt = self.attempt(&mut state, victim);
                 }
                 if matches!(attempt, Attempt::Untracked) {

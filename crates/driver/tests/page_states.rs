@@ -142,7 +142,7 @@ impl World {
         Self { system, enclave, caller: SimCaller::new(), pages }
     }
 
-    fn call(&self) -> Call<'_> {
+    fn call(&self) -> Call<'_, SimMachine> {
         Call { enclave: &self.enclave, caller: &self.caller }
     }
 

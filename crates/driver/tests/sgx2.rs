@@ -27,7 +27,7 @@ impl Fixture {
         Self { system, caller: SimCaller::new(), enclave }
     }
 
-    fn call(&self) -> Call<'_> {
+    fn call(&self) -> Call<'_, SimMachine> {
         Call { enclave: &self.enclave, caller: &self.caller }
     }
 

@@ -1,6 +1,7 @@
 //! The caller of an ioctl: memory in pages, signals that come after a number of looks, and files.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use parking_lot::Mutex;
 use usgx_driver::{Caller, Efault, SourceError};
@@ -31,8 +32,11 @@ impl SimCaller {
     /// Writes `bytes` at `addr`, mapping what is not mapped.
     pub fn set(&self, addr: u64, bytes: &[u8]) {
         let mut state = self.0.lock();
-        for (addr, byte) in (addr..).zip(bytes) {
-            state.pages.entry(addr / 4096).or_default().0[(addr % 4096) as usize] = *byte;
+        for (page, at, range) in
+            pieces(addr, bytes.len()).expect("no test writes at the end of all addresses")
+        {
+            let bytes = &bytes[range];
+            state.pages.entry(page).or_default().0[at..at + bytes.len()].copy_from_slice(bytes);
         }
     }
 
@@ -77,24 +81,37 @@ impl SimCaller {
     }
 }
 
+/// The pieces of `len` bytes at `addr` that lie in one page each: number of the page, place in it, and in the bytes.
+fn pieces(addr: u64, len: usize) -> Result<impl Iterator<Item = (u64, usize, Range<usize>)>, Efault> {
+    addr.checked_add(len as u64).ok_or(Efault)?;
+    let mut done = 0;
+    Ok(std::iter::from_fn(move || {
+        let at = addr + done as u64;
+        let offset = (at % 4096) as usize;
+        let count = (4096 - offset).min(len - done);
+        done += count;
+        (count > 0).then_some((at / 4096, offset, done - count..done))
+    }))
+}
+
 impl Caller for SimCaller {
     fn read(&self, addr: u64, out: &mut [u8]) -> Result<(), Efault> {
         let state = self.0.lock();
-        for (i, byte) in out.iter_mut().enumerate() {
-            let addr = addr.checked_add(i as u64).ok_or(Efault)?;
-            *byte = state.pages.get(&(addr / 4096)).ok_or(Efault)?.0[(addr % 4096) as usize];
+        for (page, at, range) in pieces(addr, out.len())? {
+            let out = &mut out[range];
+            out.copy_from_slice(&state.pages.get(&page).ok_or(Efault)?.0[at..at + out.len()]);
         }
         Ok(())
     }
 
     fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), Efault> {
         let mut state = self.0.lock();
-        for (i, byte) in bytes.iter().enumerate() {
-            let addr = addr.checked_add(i as u64).ok_or(Efault)?;
-            if state.read_only.contains(&(addr / 4096)) {
+        for (page, at, range) in pieces(addr, bytes.len())? {
+            if state.read_only.contains(&page) {
                 return Err(Efault);
             }
-            state.pages.get_mut(&(addr / 4096)).ok_or(Efault)?.0[(addr % 4096) as usize] = *byte;
+            let bytes = &bytes[range];
+            state.pages.get_mut(&page).ok_or(Efault)?.0[at..at + bytes.len()].copy_from_slice(bytes);
         }
         Ok(())
     }

@@ -1,9 +1,8 @@
 //! The ioctls as a program writes them: arguments put into the caller's memory, results read back.
 
-use usgx_driver::{Enclave, Errno, command};
+use usgx_driver::{Enclave, Errno, Machine, command};
 
 use crate::caller::SimCaller;
-use crate::system::SimMachine;
 
 /// Where arguments go in the caller's memory.
 pub(crate) const ARGUMENT: u64 = 0x1_0000;
@@ -22,15 +21,14 @@ pub struct Sgx2Result {
 }
 
 /// A caller about to make ioctls on an enclave.
-#[derive(Clone, Copy)]
-pub struct Call<'a> {
+pub struct Call<'a, M: Machine> {
     /// The enclave.
-    pub enclave: &'a Enclave<SimMachine>,
+    pub enclave: &'a Enclave<M>,
     /// The caller.
     pub caller: &'a SimCaller,
 }
 
-impl Call<'_> {
+impl<M: Machine> Call<'_, M> {
     /// An ioctl with these argument fields; returns its outcome, and leaves the argument in memory.
     pub fn raw(&self, command: u32, fields: &[u64]) -> Result<(), Errno> {
         for (i, field) in (0..).zip(fields) {

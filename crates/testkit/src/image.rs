@@ -1,12 +1,11 @@
 //! Test enclaves: a description, and building it through the driver's ioctls.
 
-use usgx_driver::{Enclave, Errno};
+use usgx_driver::{Enclave, Errno, Machine};
 use usgx_isa::Page;
 
 use crate::caller::SimCaller;
 use crate::calls::Call;
 use crate::sign;
-use crate::system::SimMachine;
 
 /// Where the sources of pages are in the caller's memory.
 const SOURCES: u64 = 0x100_0000;
@@ -94,7 +93,7 @@ impl Image {
     ///
     /// # Errors
     /// The ioctl's.
-    pub fn create(&self, enclave: &Enclave<SimMachine>, caller: &SimCaller) -> Result<(), Errno> {
+    pub fn create<M: Machine>(&self, enclave: &Enclave<M>, caller: &SimCaller) -> Result<(), Errno> {
         Call { enclave, caller }.create(&self.secs().0)
     }
 
@@ -102,7 +101,7 @@ impl Image {
     ///
     /// # Errors
     /// The first that fails.
-    pub fn add_pages(&self, enclave: &Enclave<SimMachine>, caller: &SimCaller) -> Result<(), Errno> {
+    pub fn add_pages<M: Machine>(&self, enclave: &Enclave<M>, caller: &SimCaller) -> Result<(), Errno> {
         for page in &self.pages {
             caller.set(SOURCES, &page.contents.0);
             let call = Call { enclave, caller };
@@ -118,7 +117,7 @@ impl Image {
     ///
     /// # Errors
     /// The first that fails.
-    pub fn build(&self, enclave: &Enclave<SimMachine>, caller: &SimCaller) -> Result<(), Errno> {
+    pub fn build<M: Machine>(&self, enclave: &Enclave<M>, caller: &SimCaller) -> Result<(), Errno> {
         self.create(enclave, caller)?;
         self.add_pages(enclave, caller)?;
         Call { enclave, caller }.init(&self.sigstruct())

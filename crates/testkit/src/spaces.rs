@@ -69,6 +69,11 @@ impl SimSpaces {
         Some(self.state.lock().spaces.get(&enclave)?.mapped.get(&addr)?.1)
     }
 
+    /// All pages that are mapped: whose, where, and which.
+    pub fn all_mapped(&self) -> Vec<(EnclaveId, u64, EpcPage)> {
+        self.state.lock().frames.iter().map(|(page, (enclave, addr))| (*enclave, *addr, *page)).collect()
+    }
+
     /// The number of pages mapped, of all enclaves.
     pub fn nr_mapped(&self) -> usize {
         self.state.lock().frames.len()

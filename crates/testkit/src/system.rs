@@ -1,10 +1,11 @@
 //! A whole system: driver, processor and simulations, and a program that uses enclaves.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use usgx_cpu::{Access, ArenaBytes, EncluError, FuseKeys, PageBytes, Processor, Profile, Translate};
 use usgx_driver::{
-    Behaviour, Config, Driver, Enclave, EnclaveId, FaultOutcome, Machine, Prot, SectionConfig,
+    Behaviour, Config, Driver, Enclave, EnclaveId, FaultOutcome, Machine, Platform, Prot, SectionConfig,
 };
 use usgx_isa::{EpcPage, LinAddr};
 
@@ -16,16 +17,22 @@ use crate::spaces::SimSpaces;
 use crate::store::SimStore;
 use crate::threads::SimThreads;
 
+/// A user leaf, as it is run with the processor, the enclave's SECS and its page tables.
+pub type Leaf<'a> = dyn Fn(&SimHw, EpcPage, &dyn Translate) -> Result<(), EncluError> + 'a;
+
 /// The processor of a simulated system.
 pub type SimHw = Processor<ArenaBytes, SimThreads>;
 
-/// The types of a simulated system.
+/// The types of a simulated system on a platform.
 #[derive(Debug)]
-pub enum SimMachine {}
+pub struct SimMachineOn<P>(PhantomData<P>);
 
-impl Machine for SimMachine {
+/// The types of a simulated system.
+pub type SimMachine = SimMachineOn<SimPlatform>;
+
+impl<P: Platform> Machine for SimMachineOn<P> {
     type Hw = SimHw;
-    type Platform = SimPlatform;
+    type Platform = P;
     type Spaces = SimSpaces;
     type Store = SimStore;
 }
@@ -61,13 +68,13 @@ impl Translate for Mapped<'_> {
 }
 
 /// Driver, processor and simulations.
-pub struct System {
+pub struct SystemOn<P: Platform> {
     /// The driver.
-    pub driver: Driver<SimMachine>,
+    pub driver: Driver<SimMachineOn<P>>,
     /// The processor.
     pub hw: Arc<SimHw>,
     /// Locks and signals.
-    pub platform: Arc<SimPlatform>,
+    pub platform: Arc<P>,
     /// Address spaces.
     pub spaces: Arc<SimSpaces>,
     /// Backing store.
@@ -78,7 +85,10 @@ pub struct System {
     pub plays_ksgxd: bool,
 }
 
-impl System {
+/// A system whose threads are the system's own.
+pub type System = SystemOn<SimPlatform>;
+
+impl<P: Platform + Default> SystemOn<P> {
     /// A system with an EPC of `pages` pages, sanitised, on a processor with SGX2.
     #[must_use]
     pub fn with_epc_pages(pages: u32) -> Self {
@@ -105,7 +115,7 @@ impl System {
             threads.clone(),
             &mut |out| rng.fill(out),
         ));
-        let (platform, store) = (Arc::new(SimPlatform::default()), Arc::new(SimStore::default()));
+        let (platform, store) = (Arc::new(P::default()), Arc::new(SimStore::default()));
         let spaces = Arc::new(SimSpaces::new(threads.clone()));
         let config = Config {
             sections: vec![SectionConfig { node: 0, first: EpcPage(0), pages }],
@@ -128,31 +138,37 @@ impl System {
 
     /// Opens an enclave.
     #[must_use]
-    pub fn open(&self) -> Enclave<SimMachine> {
+    pub fn open(&self) -> Enclave<SimMachineOn<P>> {
         self.driver.open().expect("opening succeeds")
     }
 
     /// Opens and builds an enclave.
     #[must_use]
-    pub fn build(&self, image: &Image) -> Enclave<SimMachine> {
+    pub fn build(&self, image: &Image) -> Enclave<SimMachineOn<P>> {
         let enclave = self.open();
         image.build(&enclave, &SimCaller::new()).expect("the image builds");
         enclave
     }
 
     /// Reads the 64-bit number at `addr`, as enclave code does.
-    pub fn read(&self, enclave: &Enclave<SimMachine>, addr: u64) -> Touch {
+    pub fn read(&self, enclave: &Enclave<SimMachineOn<P>>, addr: u64) -> Touch {
         self.touch(enclave, addr, Prot::R | Prot::W, None)
     }
 
     /// Writes the 64-bit number at `addr`, as enclave code does.
-    pub fn write(&self, enclave: &Enclave<SimMachine>, addr: u64, value: u64) -> Touch {
+    pub fn write(&self, enclave: &Enclave<SimMachineOn<P>>, addr: u64, value: u64) -> Touch {
         self.touch(enclave, addr, Prot::R | Prot::W, Some(value))
     }
 
     /// Accesses the 64-bit number at `addr` through a mapping with protection `vma`: faults until the page is
     /// mapped, asks the EPCM, and reads the old number and writes the new one, if there is one.
-    pub fn touch(&self, enclave: &Enclave<SimMachine>, addr: u64, vma: Prot, value: Option<u64>) -> Touch {
+    pub fn touch(
+        &self,
+        enclave: &Enclave<SimMachineOn<P>>,
+        addr: u64,
+        vma: Prot,
+        value: Option<u64>,
+    ) -> Touch {
         for _ in 0..PATIENCE {
             if let Some(touch) = self.try_touch(enclave, addr, value) {
                 return touch;
@@ -160,17 +176,22 @@ impl System {
             match enclave.fault(addr, vma) {
                 FaultOutcome::Mapped => {}
                 FaultOutcome::Sigbus => return Touch::Sigbus,
-                FaultOutcome::Retry if self.plays_ksgxd => {
-                    self.driver.ksgxd_pass();
-                }
-                FaultOutcome::Retry | FaultOutcome::OutOfMemory => std::thread::yield_now(),
+                FaultOutcome::Retry | FaultOutcome::OutOfMemory => self.let_ksgxd_work(),
             }
         }
         Touch::Stuck
     }
 
+    fn let_ksgxd_work(&self) {
+        if self.plays_ksgxd {
+            self.driver.ksgxd_pass();
+        } else {
+            self.platform.yield_now();
+        }
+    }
+
     /// The access, if the page is mapped. The enclave's lock stands for the atomicity of one access to memory.
-    fn try_touch(&self, enclave: &Enclave<SimMachine>, addr: u64, value: Option<u64>) -> Option<Touch> {
+    fn try_touch(&self, enclave: &Enclave<SimMachineOn<P>>, addr: u64, value: Option<u64>) -> Option<Touch> {
         let page_addr = LinAddr(addr).page();
         let access = |secs: EpcPage, page: EpcPage| {
             if self.spaces.mapped(enclave.id(), page_addr.0) != Some(page) {
@@ -202,7 +223,7 @@ impl System {
     /// If `scratch` is no page that can be written, or the leaf is repeated without end.
     pub fn accept(
         &self,
-        enclave: &Enclave<SimMachine>,
+        enclave: &Enclave<SimMachineOn<P>>,
         scratch: u64,
         addr: u64,
         flags: u64,
@@ -226,9 +247,9 @@ impl System {
     /// If the leaf is repeated without end.
     pub fn enclu(
         &self,
-        enclave: &Enclave<SimMachine>,
+        enclave: &Enclave<SimMachineOn<P>>,
         vma: &dyn Fn(u64) -> Prot,
-        leaf: &dyn Fn(&SimHw, EpcPage, &dyn Translate) -> Result<(), EncluError>,
+        leaf: &Leaf<'_>,
     ) -> Result<(), EncluError> {
         for _ in 0..PATIENCE {
             let result = enclave.with_pages(|secs, look_up| {
@@ -240,8 +261,8 @@ impl System {
                 // Any fault brings the SECS back.
                 Err(_) => enclave.base_size().map_or(0, |(base, _)| base),
             };
-            if enclave.fault(missing, vma(missing)) == FaultOutcome::Retry && self.plays_ksgxd {
-                self.driver.ksgxd_pass();
+            if enclave.fault(missing, vma(missing)) == FaultOutcome::Retry {
+                self.let_ksgxd_work();
             }
         }
         panic!("a leaf is repeated without end");
@@ -263,6 +284,10 @@ impl System {
         let stats = self.driver.stats();
         assert!(self.spaces.nr_spaces() as u64 <= stats.enclaves, "address spaces belong to enclaves");
         assert_eq!(self.store.nr_enclaves(), self.spaces.nr_spaces(), "created enclaves have a store");
+        for (enclave, addr, page) in self.spaces.all_mapped() {
+            let entry = self.hw.epcm(page).expect("what is mapped is valid");
+            assert_eq!(entry.linaddr.0, addr, "{page:?} of {enclave:?} is mapped where it belongs");
+        }
         assert_eq!(self.store.nr_reserved(), self.store.nr_stored(), "no room is kept for pages that stayed");
     }
 }

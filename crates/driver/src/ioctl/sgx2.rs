@@ -42,9 +42,8 @@ impl From<Errno> for PageError {
 
 impl From<LoadError> for PageError {
     fn from(error: LoadError) -> Self {
-        let obstacle = error.obstacle();
-        let errno = if obstacle.is_some() { Errno::EAGAIN } else { Errno::EFAULT };
-        Self { obstacle, ..errno.into() }
+        let errno = if matches!(error, LoadError::Busy(_)) { Errno::EAGAIN } else { Errno::EFAULT };
+        Self { obstacle: error.obstacle(), ..errno.into() }
     }
 }
 
@@ -111,16 +110,20 @@ impl<M: Machine> Inner<M> {
         caller: &dyn Caller,
         mut each: impl FnMut(&mut State, u64) -> Result<(), PageError>,
     ) -> Progress {
-        let stop = || !self.kernel.config.behaviour.ioctls_wait || caller.signal_pending();
+        let patience = self.kernel.config.behaviour.ioctls_wait;
         for done in 0..range.count {
             let index = range.first + done;
             if self.kernel.epc.is_low() {
                 self.kernel.epc.reclaim_pass();
             }
-            let result = self.persist(stop, |state, supply| {
-                self.load(state, index, Prot::empty(), supply)?;
-                each(state, index)
-            });
+            let result = self.persist(
+                patience,
+                || caller.signal_pending(),
+                |state, supply| {
+                    self.load(state, index, Prot::empty(), supply)?;
+                    each(state, index)
+                },
+            );
             if result.is_err() {
                 return Progress { done, result };
             }

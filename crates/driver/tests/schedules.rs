@@ -1,0 +1,192 @@
+//! Threads that fault, change, remove, reclaim and release the same few pages, in thousands of orders.
+//!
+//! The EPC has a few pages more than one page of each kind needs, so nearly every step must wait for another
+//! thread's. `shuttle` runs one thread at a time and decides at every lock, wait and yield which goes on: at random,
+//! or by priorities that change a few times (PCT), which finds what needs an unlikely order. A wait that nobody ends
+//! is reported as a deadlock, with the schedule that leads there.
+
+#![allow(clippy::unwrap_used, reason = "a failed set-up is a failed test")]
+
+use std::sync::{Arc, OnceLock};
+
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::{Config, Runner, thread};
+use usgx_driver::{Behaviour, Enclave, Errno, FaultOutcome, Prot};
+use usgx_testkit::{
+    Call, Image, Profile, SchedulePlatform, Sgx2Result, SimCaller, SimMachineOn, SystemOn, Touch,
+};
+
+type System = SystemOn<SchedulePlatform>;
+type TestEnclave = Enclave<SimMachineOn<SchedulePlatform>>;
+
+const BASE: u64 = 0x7000_0000_0000;
+const OTHER: u64 = 0x7100_0000_0000;
+const RW: Prot = Prot::R.union(Prot::W);
+const TRIM: u64 = 4;
+/// Data pages of an enclave.
+const PAGES: u64 = 4;
+/// What one enclave cannot do without: SECS, VA page, and the three pages that EACCEPT needs at once: none of them
+/// may have to leave for another to come.
+const NEEDED: u32 = 5;
+
+fn addr(base: u64, page: u64) -> u64 {
+    base + page * 4096
+}
+
+fn image(base: u64) -> Image {
+    Image::data(base, PAGES)
+}
+
+/// A built enclave. Signing takes longer than a whole schedule, and the signature does not depend on the base.
+fn build(system: &System, base: u64) -> TestEnclave {
+    static SIGSTRUCT: OnceLock<Vec<u8>> = OnceLock::new();
+    let (enclave, caller, image) = (system.open(), SimCaller::new(), image(base));
+    image.create(&enclave, &caller).unwrap();
+    image.add_pages(&enclave, &caller).unwrap();
+    let sigstruct = SIGSTRUCT.get_or_init(|| image.sigstruct());
+    Call { enclave: &enclave, caller: &caller }.init(sigstruct).unwrap();
+    enclave
+}
+
+/// Repeats an ioctl from where it stopped, as programs for Linux do.
+fn finish(mut call: impl FnMut(u64) -> Sgx2Result, pages: u64) -> Result<(), Errno> {
+    let mut done = 0;
+    loop {
+        let result = call(done);
+        done += result.count / 4096;
+        match result.outcome {
+            Ok(()) => {
+                assert_eq!(done, pages);
+                return Ok(());
+            }
+            Err(Errno::EAGAIN | Errno::EBUSY) => thread::yield_now(),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Removes two pages and gets new ones in their place, with data of its own in between.
+fn changer(system: &System, enclave: &TestEnclave) {
+    let caller = SimCaller::new();
+    let call = Call { enclave, caller: &caller };
+    let at = |page| addr(BASE, page);
+    let (first, count) = (3, 2);
+    let range = |done: u64| ((first + done) * 4096, (count - done) * 4096);
+    assert_eq!(finish(|done| call.modify_types(range(done).0, range(done).1, TRIM), count), Ok(()));
+    for page in first..first + count {
+        assert_eq!(system.accept(enclave, at(1), at(page), 0x410), Ok(()));
+    }
+    assert_eq!(finish(|done| call.remove_pages(range(done).0, range(done).1), count), Ok(()));
+    for page in first..first + count {
+        assert_eq!(system.accept(enclave, at(1), at(page), 0x20b), Ok(()));
+        assert_eq!(system.write(enclave, at(page), page * 100), Touch::Done(0));
+    }
+    for page in first..first + count {
+        assert_eq!(system.read(enclave, at(page)), Touch::Done(page * 100));
+    }
+    assert_eq!(finish(|_| call.restrict(4 * 4096, 4096, 1), 1), Ok(()));
+    assert_eq!(system.accept(enclave, at(1), at(4), 0x221), Ok(()));
+    assert_eq!(system.write(enclave, at(4), 1), Touch::Refused);
+}
+
+/// Counts up in a page that nobody else changes.
+fn counter(system: &System, enclave: &TestEnclave, base: u64) {
+    for value in 0..3 {
+        let old = if value == 0 { 2 } else { 10 + value - 1 };
+        assert_eq!(system.write(enclave, addr(base, 2), 10 + value), Touch::Done(old));
+    }
+}
+
+/// Touches the pages that `changer` is about: whatever it sees was there at some moment.
+fn intruder(system: &System, enclave: &TestEnclave) {
+    for page in [3, 4, 3] {
+        match system.read(enclave, addr(BASE, page)) {
+            Touch::Done(value) => assert!([page, 0, page * 100].contains(&value), "{value} in page {page}"),
+            Touch::Refused => {}
+            other => panic!("page {page}: {other:?}"),
+        }
+        assert_ne!(enclave.fault(addr(BASE, page), RW), FaultOutcome::Sigbus);
+    }
+}
+
+/// `ksgxd`, though not for ever: an EPC this small is always short.
+fn reclaimer(system: &System, passes: usize) {
+    for _ in 0..passes {
+        if system.platform.wait_for_work() {
+            system.driver.ksgxd_pass();
+        }
+    }
+    while system.platform.wait_for_work() {
+        system.driver.ksgxd_pass();
+    }
+}
+
+/// All of it on one enclave, beside a second one that lives and dies meanwhile.
+fn everything(spare: u32, behaviour: Behaviour) {
+    let mut system = System::with_behaviour(NEEDED + spare + 2, Profile::default(), behaviour);
+    system.plays_ksgxd = false;
+    let system = Arc::new(system);
+    let enclave = build(&system, BASE);
+    let eid = enclave.with_pages(|secs, _| system.hw.enclave(secs).unwrap().eid);
+    if let Ok(eid) = eid {
+        system.threads.enter(eid, 1);
+    }
+    let other = build(&system, OTHER);
+
+    let spawn = |work: Box<dyn FnOnce(&System) + Send>| {
+        let system = Arc::clone(&system);
+        thread::spawn(move || work(&system))
+    };
+    let ksgxd = spawn(Box::new(|system| reclaimer(system, 4)));
+    let [one, two, three] = [(); 3].map(|()| enclave.clone());
+    let threads = [
+        spawn(Box::new(move |system| changer(system, &one))),
+        spawn(Box::new(move |system| counter(system, &two, BASE))),
+        spawn(Box::new(move |system| intruder(system, &three))),
+        spawn(Box::new(move |system| {
+            counter(system, &other, OTHER);
+            drop(other);
+        })),
+    ];
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    system.platform.stop();
+    ksgxd.join().unwrap();
+
+    system.check_invariants();
+    assert_eq!(system.read(&enclave, addr(BASE, 2)), Touch::Done(12));
+    assert_eq!(system.read(&enclave, addr(BASE, 3)), Touch::Done(300));
+    assert_eq!(system.read(&enclave, addr(BASE, 4)), Touch::Done(400));
+    system.check_invariants();
+    drop(enclave);
+    assert_eq!(system.driver.free_pages(), system.driver.epc_pages(), "everything is given back");
+    assert_eq!(system.spaces.nr_mapped(), 0);
+    system.check_invariants();
+}
+
+fn run(scheduler: impl Scheduler + 'static, test: impl Fn() + Send + Sync + 'static) {
+    let mut config = Config::new();
+    // The processor model's cryptography wants more than the default.
+    config.stack_size = 512 * 1024;
+    Runner::new(scheduler, config).run(test);
+}
+
+#[test]
+fn in_any_order() {
+    for spare in 2..=4 {
+        run(RandomScheduler::new(2000), move || everything(spare, Behaviour::default()));
+    }
+}
+
+#[test]
+fn in_any_unlikely_order() {
+    for spare in 2..=4 {
+        run(PctScheduler::new(3, 2000), move || everything(spare, Behaviour::default()));
+    }
+}
+
+#[test]
+fn in_any_order_as_linux() {
+    run(RandomScheduler::new(2000), || everything(3, Behaviour::linux()));
+}

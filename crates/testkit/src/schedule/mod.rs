@@ -1,0 +1,78 @@
+//! A platform on which a schedule tester decides which thread runs.
+//!
+//! Every lock that driver and EPC manager take, every wait and every yield is a point at which `shuttle` may go on
+//! with another thread. The simulations' own locks are not: what happens under one is a single step. A thread
+//! that waits for something that never comes is a deadlock, which `shuttle` reports: waits have no bound here.
+
+mod raw;
+
+use shuttle::sync::{Condvar, Mutex};
+use usgx_epc::Platform;
+
+/// What has happened for which threads may wait.
+#[derive(Debug, Default)]
+struct Alarm {
+    wanted: bool,
+    stopped: bool,
+}
+
+/// A platform for the inside of a `shuttle` test.
+#[derive(Debug, Default)]
+pub struct SchedulePlatform {
+    alarm: Mutex<Alarm>,
+    ksgxd: Condvar,
+    waiters: Condvar,
+}
+
+impl SchedulePlatform {
+    /// Waits until `ksgxd` is wanted; false after [`stop`](Self::stop). For the thread that is `ksgxd`.
+    ///
+    /// # Panics
+    /// If another thread of the schedule has panicked.
+    pub fn wait_for_work(&self) -> bool {
+        let mut alarm = self.alarm.lock().expect("nobody panics with it");
+        while !alarm.wanted && !alarm.stopped {
+            alarm = self.ksgxd.wait(alarm).expect("nobody panics with it");
+        }
+        alarm.wanted = false;
+        !alarm.stopped
+    }
+
+    /// Ends `ksgxd`.
+    ///
+    /// # Panics
+    /// If another thread of the schedule has panicked.
+    pub fn stop(&self) {
+        self.alarm.lock().expect("nobody panics with it").stopped = true;
+        self.ksgxd.notify_one();
+    }
+}
+
+impl Platform for SchedulePlatform {
+    type RawMutex = raw::ScheduleMutex;
+
+    fn signal_pending(&self) -> bool {
+        false
+    }
+
+    fn wake_ksgxd(&self) {
+        self.alarm.lock().expect("nobody panics with it").wanted = true;
+        self.ksgxd.notify_one();
+    }
+
+    fn yield_now(&self) {
+        shuttle::thread::yield_now();
+    }
+
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        let mut alarm = self.alarm.lock().expect("nobody panics with it");
+        while !done() {
+            alarm = self.waiters.wait(alarm).expect("nobody panics with it");
+        }
+    }
+
+    fn wake_waiters(&self) {
+        drop(self.alarm.lock().expect("nobody panics with it"));
+        self.waiters.notify_all();
+    }
+}
