@@ -777,9 +777,13 @@ static void hold(void)
 {
 	uint64_t word;
 
-	for (size_t i = 0; i < image.count; i++)
-		if (image.pages[i].flags & R && (!heap || image.pages[i].offset < heap))
-			copy(&word, base + image.pages[i].offset, sizeof(word));
+	for (int round = 0; round < 5; round++) {
+		for (size_t i = 0; i < image.count; i++)
+			if (image.pages[i].flags & R && (!heap || image.pages[i].offset < heap))
+				copy(&word, base + image.pages[i].offset, sizeof(word));
+		/* Meanwhile a reclaimer that is still at work comes to its end. */
+		usleep(50000);
+	}
 	printf("holding\n");
 	for (int byte = getchar(); byte != EOF && byte != '\n';)
 		byte = getchar();
