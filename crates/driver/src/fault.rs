@@ -5,7 +5,7 @@
 //! the second simply finds the page.
 
 use usgx_epc::Platform;
-use usgx_isa::{Encls, LinAddr};
+use usgx_isa::{Encls, EpcPage, LinAddr};
 
 use crate::enclave::{Enclave, Inner, Phase};
 use crate::owner::Owner;
@@ -84,13 +84,33 @@ impl<M: Machine> Inner<M> {
         }
     }
 
-    /// Adds a zeroed, pending page where there is none.
+    /// Adds a zeroed, pending page where there is none, and some after it, if the switch for that says so.
     fn augment(&self, state: &mut State, index: u64, supply: &mut Supply<'_, M>) -> Result<(), LoadError> {
         let kernel = &self.kernel;
         if !kernel.config.sgx2 || self.phase() != Phase::Initialized {
             return Err(LoadError::Missing);
         }
         let secs = self.load_secs(state, supply)?;
+        self.augment_one(state, secs, index, supply)?;
+        let around = u64::from(kernel.config.behaviour.fault_around);
+        for index in index + 1..=(index + around).min(self.secs_index() - 1) {
+            let is_free = state.pages.get(index).is_none() && !kernel.epc.should_reclaim();
+            if !is_free || self.augment_one(state, secs, index, supply).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one page. Preconditions: the SECS is in the EPC, and there is no page.
+    fn augment_one(
+        &self,
+        state: &mut State,
+        secs: EpcPage,
+        index: u64,
+        supply: &mut Supply<'_, M>,
+    ) -> Result<(), LoadError> {
+        let kernel = &self.kernel;
         let page = supply.take()?;
         let grown = match self.grow_locked(state, supply) {
             Ok(grown) => grown,

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up is a failed test")]
 
-use usgx_driver::{Errno, FaultOutcome, PageKind, Prot};
+use usgx_driver::{Behaviour, Errno, FaultOutcome, PageKind, Prot};
 use usgx_isa::Page;
 use usgx_testkit::{Image, Profile, SimCaller, System, Touch};
 
@@ -154,4 +154,28 @@ fn a_debugger_sees_nothing_of_other_enclaves() {
     assert!(!enclave.is_debug());
     assert_eq!(enclave.access(BASE + 0x1000, RW, &mut [0; 8], false), Err(Errno::EFAULT));
     assert_eq!(system.open().access(BASE, RW, &mut [0; 8], false), Err(Errno::EFAULT));
+}
+
+#[test]
+fn a_fault_adds_pages_around_it_where_epc_is_plenty() {
+    let behaviour = Behaviour { fault_around: 4, ..Behaviour::default() };
+    let system = System::with_behaviour(128, Profile::default(), behaviour);
+    // Pages 1 to 15 of 32 are there.
+    let enclave = system.build(&Image::data(BASE, 15));
+    let pages = || enclave.stats().pages;
+    let before = pages();
+    assert_eq!(system.read(&enclave, BASE + 18 * 4096), Touch::Refused);
+    assert_eq!(pages(), before + 5, "it, and four after it");
+    assert_eq!(system.read(&enclave, BASE + 16 * 4096), Touch::Refused);
+    assert_eq!(pages(), before + 7, "up to the first that is there");
+    assert_eq!(system.read(&enclave, BASE + 30 * 4096), Touch::Refused);
+    assert_eq!(pages(), before + 9, "up to the end");
+    for page in 16..23 {
+        assert_eq!(system.accept(&enclave, BASE + 4096, BASE + page * 4096, 0x20b), Ok(()));
+    }
+    let other = system.build(&Image::data(BASE + (1 << 32), 80));
+    let before = other.stats().pages;
+    assert_eq!(system.read(&other, BASE + (1 << 32) + 100 * 4096), Touch::Refused);
+    assert_eq!(other.stats().pages, before + 1, "EPC is short: {} pages free", system.driver.free_pages());
+    system.check_invariants();
 }
