@@ -18,6 +18,8 @@ pub const BEFORE: usize = 96;
 pub const AFTER: usize = 96;
 /// Starting points nearer than this have not fallen into step yet.
 const NEAR: usize = 16;
+/// The instruction that fills the room between functions.
+const INT3: u8 = 0xcc;
 /// Instructions behind the candidate that must make sense.
 const FOLLOWERS: usize = 6;
 
@@ -120,6 +122,10 @@ fn length(instruction: &Instruction) -> usize {
 fn unlikely(instruction: &Instruction, first_byte: u8) -> bool {
     let opcode = instruction.opcode();
     let x87_or_loop = Opcode::F2XM1 as u32..=Opcode::JRCXZ as u32;
+    // Compilers fill the room between two functions with INT3, and a CPUID may be among the first instructions of one.
+    if first_byte == INT3 {
+        return false;
+    }
     // First byte 0 adds a byte register to memory; zeros in tables read like that.
     first_byte == 0
         || x87_or_loop.contains(&(opcode as u32))
