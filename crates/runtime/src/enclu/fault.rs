@@ -184,7 +184,10 @@ fn page_fault(thread: &mut Thread, sig: i32, info: &mut SigInfo, uc: &mut Uconte
         return raise(thread, uc, info, &exception);
     };
     let outcome = if sig == signum::SIGBUS {
-        let access = error & (pf::W | pf::U | pf::I) | pf::U;
+        // For a missing page the kernel does not look whether the mapping may be executed: the page comes, and
+        // then the processor looks.
+        let fetch = if mapping.prot & PROT_EXEC != 0 { error & pf::I } else { 0 };
+        let access = error & pf::W | fetch | pf::U;
         if mapping.placeholder {
             Outcome::Raise(Exception::bus(address, access))
         } else {
