@@ -2,6 +2,7 @@
 
 mod basics;
 mod devices;
+mod invisible;
 mod judges;
 mod keys;
 mod machine;
@@ -39,6 +40,7 @@ pub(crate) fn all(stage: &Arc<Stage>) -> Vec<Trial> {
         basics::trials(stage),
         devices::trials(stage),
         selftests::trials(stage),
+        invisible::trials(stage),
         judges::trials(stage),
         keys::trials(stage),
         machine::trials(stage),

@@ -133,7 +133,7 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
 }
 
 /// Runs a program directly and under `usgx run`, and compares.
-fn same(stage: &Stage, user: User, program: &Path, arguments: &[&str]) -> Result<Verdict> {
+pub(super) fn same(stage: &Stage, user: User, program: &Path, arguments: &[&str]) -> Result<Verdict> {
     let variables = [("E2E_PLAIN", "value"), ("E2E_EMPTY", ""), ("E2E_ODD", "a=b c\td")];
     let mut direct = stage.command(user, program);
     let direct = process::run(direct.args(arguments).envs(variables), b"", SHORT)?;
