@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use ring::aead::{AES_128_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::aead::{AES_128_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey};
 use usgx_isa::layout::Pcmd;
 use usgx_isa::{LinAddr, PAGE_SIZE, Page, VaSlot};
 
@@ -20,7 +20,6 @@ pub(crate) const SLOT_SIZE: usize = 8;
 pub(crate) const SLOTS: u16 = (PAGE_SIZE / SLOT_SIZE) as u16;
 /// Versions are multiples of this: EDBGRD tells whether a slot is in use by all bits but the lowest three.
 const VERSION_STEP: u64 = 8;
-const MAC_SIZE: usize = 16;
 /// Offset of PCMD's reserved bytes, which are authenticated.
 const PCMD_RESERVED: std::ops::Range<usize> = 72..112;
 
@@ -79,26 +78,19 @@ impl PagingUnit {
         version
     }
 
-    /// Decrypts `contents` into `out`, or returns `None` if anything is not as [`seal`](Self::seal) left it.
-    pub(crate) fn open<'a>(
+    /// Decrypts `contents` in place; `false` if anything is not as [`seal`](Self::seal) left it, and then they are
+    /// spoilt.
+    pub(crate) fn open(
         &self,
-        contents: &Page,
+        contents: &mut [u8; PAGE_SIZE],
         pcmd: &Pcmd,
         linaddr: LinAddr,
         eid: u64,
         version: u64,
-        out: &'a mut [u8; PAGE_SIZE + MAC_SIZE],
-    ) -> Option<&'a [u8; PAGE_SIZE]> {
-        le::put(out, 0, &contents.0);
-        le::put(out, PAGE_SIZE, &pcmd.mac);
+    ) -> bool {
         let header = Aad::from(header(pcmd, linaddr, eid));
-        let plain = self.key.open_in_place(nonce(version), header, out).ok()?;
-        Some((&*plain).try_into().expect("plaintext is as long as ciphertext"))
-    }
-
-    /// Room for [`open`](Self::open) to work in.
-    pub(crate) const fn scratch() -> [u8; PAGE_SIZE + MAC_SIZE] {
-        [0; PAGE_SIZE + MAC_SIZE]
+        let tag = Tag::from(pcmd.mac);
+        self.key.open_in_place_separate_tag(nonce(version), header, tag, contents, 0..).is_ok()
     }
 }
 

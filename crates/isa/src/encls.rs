@@ -19,7 +19,7 @@ pub struct EvictedPage {
 
 /// The supervisor leaves (`ENCLS`).
 ///
-/// Every method is one leaf. A leaf that fails has changed no architectural state, but for the codes whose
+/// Every method is one leaf; the one that has a body here is what it says. A leaf that fails has changed no architectural state, but for the codes whose
 /// documentation says that the work is done. Conflicts between concurrent leaves are reported, never waited
 /// for, as on hardware. Source: SDM volume 3D, "SGX Instruction References".
 pub trait Encls: Send + Sync {
@@ -47,6 +47,14 @@ pub trait Encls: Send + Sync {
     /// # Errors
     /// A fault, if an operand breaks a rule of EEXTEND.
     fn eextend(&self, secs: EpcPage, target: EpcPage, offset: u16) -> Result<(), Fault>;
+
+    /// Runs EEXTEND on all of `target`, chunk by chunk. A processor that is a program may do that faster.
+    ///
+    /// # Errors
+    /// The first fault; the chunks before it are measured.
+    fn eextend_page(&self, secs: EpcPage, target: EpcPage) -> Result<(), Fault> {
+        (0..4096).step_by(256).try_for_each(|offset| self.eextend(secs, target, offset))
+    }
 
     /// Runs EINIT with `IA32_SGXLEPUBKEYHASH0..3` holding `launch_hash`.
     ///

@@ -13,7 +13,7 @@ use usgx_isa::{EpcPage, EvictedPage, Fault, LeafError, LinAddr, SgxCode, VaSlot}
 use crate::bytes::PageBytes;
 use crate::epcm::{BLOCKED, Entry, State};
 use crate::lock::Held;
-use crate::paging::{PagingUnit, SLOT_SIZE, SLOTS, SlotClaim};
+use crate::paging::{SLOT_SIZE, SLOTS, SlotClaim};
 use crate::processor::Processor;
 use crate::secinfo::{MODIFIED, PAGE_TYPE, PENDING, PR, PT_REG, PT_SECS, PT_TCS, PT_TRIM, PT_VA, RWX};
 use crate::secs::Resident;
@@ -169,14 +169,13 @@ pub(super) fn eld<B: PageBytes, L: LogicalProcessors>(
 
     let eid = owner.as_ref().map_or(0, |(_, enclave)| enclave.eid);
     let version = read_slot(cpu, slot);
-    let mut scratch = PagingUnit::scratch();
-    let contents = cpu
-        .paging()
-        .open(&evicted.contents, &evicted.pcmd, linaddr, eid, version, &mut scratch)
-        .ok_or(SgxCode::MacCompareFail)?;
+    let mut contents = evicted.contents.0;
+    if !cpu.paging().open(&mut contents, &evicted.pcmd, linaddr, eid, version) {
+        return Err(SgxCode::MacCompareFail.into());
+    }
 
     write_slot(cpu, slot, 0);
-    cpu.bytes().write(target, 0, contents);
+    cpu.bytes().write(target, 0, &contents);
     // The MAC was right, so these are the flags that EWB wrote.
     let flags = flags & (RWX | PENDING | MODIFIED | PR | PAGE_TYPE);
     match owner {
@@ -186,7 +185,7 @@ pub(super) fn eld<B: PageBytes, L: LogicalProcessors>(
         }
         None if flags & PAGE_TYPE == PT_SECS => {
             let xsave = cpu.profile().xsave();
-            let resident = Resident::reload(target, contents, &xsave, cpu.threads());
+            let resident = Resident::reload(target, &contents, &xsave, cpu.threads());
             entry.publish(State::valid(flags), cpu.residents().insert(resident));
         }
         None => entry.publish(State::valid(flags), 0),

@@ -37,6 +37,10 @@ impl<B: PageBytes, L: LogicalProcessors> Encls for Processor<B, L> {
         build::eextend(self, secs, target, offset)
     }
 
+    fn eextend_page(&self, secs: EpcPage, target: EpcPage) -> Result<(), Fault> {
+        build::eextend_page(self, secs, target)
+    }
+
     fn einit(
         &self,
         secs: EpcPage,

@@ -240,6 +240,25 @@ fn eextend_checks_its_operands() {
 }
 
 #[test]
+fn a_page_at_once_measures_as_its_chunks_do() {
+    let measurement = |extend: fn(&Cpu) -> Result<(), Fault>| {
+        let cpu = cpu();
+        cpu.ecreate(SECS, &secs_page(0), &secinfo(0)).expect("ECREATE");
+        let contents = Page(std::array::from_fn(|i| (i / 7) as u8));
+        cpu.eadd(DATA, SECS, at(DATA), &contents, &secinfo(PT_REG | R)).expect("EADD");
+        extend(&cpu).expect("EEXTEND");
+        cpu.resident(SECS).expect("an SECS").measurement().finish()
+    };
+    let at_once = measurement(|cpu| cpu.eextend_page(SECS, DATA));
+    let chunks =
+        measurement(|cpu| (0..4096).step_by(256).try_for_each(|offset| cpu.eextend(SECS, DATA, offset)));
+    assert_eq!(at_once, chunks);
+    let (cpu, _) = enclave();
+    assert_eq!(cpu.eextend_page(SECS, DATA), Err(Fault::Gp), "it is initialised");
+    assert_eq!(cpu.eextend_page(SECS, SECS), Err(Fault::Pf(Operand::Target)));
+}
+
+#[test]
 fn processors_without_sgx2_know_gp_only() {
     let cpu = power_on(profile("coffee-lake"), fuses(1), 2);
     build(&cpu, 0);

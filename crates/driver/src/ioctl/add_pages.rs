@@ -22,8 +22,6 @@ use crate::seams::{Caller, Machine};
 const MEASURE: u64 = 1;
 /// SECINFO.FLAGS bits that a program may not set: all but R, W, X and the page type.
 const SECINFO_RESERVED: u64 = !0xff07;
-/// Bytes that one EEXTEND measures.
-const CHUNK: usize = 256;
 
 /// A checked SECINFO.
 struct Kind {
@@ -140,9 +138,7 @@ impl<M: Machine> Inner<M> {
         let secs = state.secs_page().expect("the SECS stays in the EPC before INIT");
         hw.eadd(page, secs, LinAddr(self.addr(index)), contents, &kind.secinfo).map_err(|_| Errno::EIO)?;
         if measure {
-            for offset in (0..4096).step_by(CHUNK) {
-                hw.eextend(secs, page, offset as u16).map_err(|_| Errno::EIO)?;
-            }
+            hw.eextend_page(secs, page).map_err(|_| Errno::EIO)?;
         }
         state.add(index, page, kind.max_prot, kind.kind);
         // From here on it can be evicted, even before INIT.
