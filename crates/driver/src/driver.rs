@@ -6,15 +6,16 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use lock_api::Mutex;
-use usgx_epc::{Epc, Platform};
+use usgx_epc::{Epc, NodeStats, Platform};
 use usgx_isa::{Encls, EpcPage};
 
 use crate::config::Config;
 use crate::enclave::{Enclave, Inner};
 use crate::errno::Errno;
+use crate::event::Event;
 use crate::owner::Owner;
 use crate::seams::{EnclaveId, Machine};
-use crate::stats::{Events, Stats};
+use crate::stats::{EnclaveStats, Stats, Tally};
 
 /// The mutex that a machine's platform provides.
 pub(crate) type RawMutexOf<M> = <<M as Machine>::Platform as Platform>::RawMutex;
@@ -27,7 +28,7 @@ pub(crate) struct Kernel<M: Machine> {
     pub(crate) store: Arc<M::Store>,
     pub(crate) epc: Epc<M::Platform, Owner<M>>,
     pub(crate) config: Config,
-    pub(crate) events: Events,
+    pub(crate) tally: Tally,
     pub(crate) va_pages: AtomicU64,
     next_id: AtomicU64,
     /// Which enclaves there are. Weak: being listed keeps no enclave alive.
@@ -85,7 +86,7 @@ impl<M: Machine> Driver<M> {
             spaces,
             store,
             config,
-            events: Events::default(),
+            tally: Tally::default(),
             va_pages: AtomicU64::new(0),
             next_id: AtomicU64::new(1),
             registry: Mutex::new(BTreeMap::new()),
@@ -100,6 +101,7 @@ impl<M: Machine> Driver<M> {
         let id = EnclaveId(self.0.next_id.fetch_add(1, Relaxed));
         let inner = Inner::new(id, Arc::clone(&self.0));
         self.0.registry.lock().insert(id, Arc::downgrade(&inner));
+        inner.note(Event::Open);
         Ok(Enclave(inner))
     }
 
@@ -131,25 +133,32 @@ impl<M: Machine> Driver<M> {
 
     /// Reads the counters.
     pub fn stats(&self) -> Stats {
-        let (epc, events) = (self.0.epc.stats(), &self.0.events);
+        let epc = self.0.epc.stats();
         Stats {
+            counts: self.0.tally.read(),
             enclaves: self.0.registry.lock().len() as u64,
-            pages_added: events.pages_added.get(),
-            epc_faults: events.faults.get(),
-            remaps: events.remaps.get(),
-            retries: events.retries.get(),
-            evictions: events.evictions.get(),
-            loads: events.loads.get(),
-            etracks: events.etracks.get(),
-            kicks: events.kicks.get(),
             va_pages: self.0.va_pages.load(Relaxed),
             total_pages: epc.total as u64,
             free_pages: epc.free as u64,
             peak_pages: epc.peak_used as u64,
             leaked_pages: epc.leaked as u64,
             reclaim_scans: epc.passes,
-            pages_scanned: epc.scanned,
             direct_reclaims: epc.direct,
+            pages_scanned: epc.scanned,
+            pages_young: epc.young,
+            pages_refused: epc.refused,
+            pages_kept: epc.kept,
+            pages_reclaimed: epc.reclaimed,
         }
+    }
+
+    /// Reads the counters of each NUMA node that has EPC, ascending by number.
+    pub fn node_stats(&self) -> Vec<NodeStats> {
+        self.0.epc.node_stats()
+    }
+
+    /// Reads the counters of every enclave; takes their locks, one after the other.
+    pub fn enclave_stats(&self) -> Vec<(EnclaveId, EnclaveStats)> {
+        self.0.enclaves().iter().map(|enclave| (enclave.id, enclave.stats())).collect()
     }
 }

@@ -12,10 +12,11 @@ use lock_api::{Mutex, MutexGuard};
 use usgx_isa::EpcPage;
 
 use crate::driver::{Kernel, RawMutexOf};
+use crate::event::Event;
 use crate::page::Place;
 use crate::seams::{AddressSpaces, BackingStore, EnclaveId, Machine};
 use crate::state::{DEBUG, State};
-use crate::stats::{Counter, EnclaveStats, Events};
+use crate::stats::{EnclaveStats, Tally};
 
 /// How far an enclave has come.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -39,7 +40,7 @@ pub(crate) struct Inner<M: Machine> {
     base: AtomicU64,
     size: AtomicU64,
     state: Mutex<RawMutexOf<M>, State>,
-    events: Events,
+    tally: Tally,
 }
 
 impl<M: Machine> Inner<M> {
@@ -53,7 +54,7 @@ impl<M: Machine> Inner<M> {
             base: AtomicU64::new(0),
             size: AtomicU64::new(0),
             state: Mutex::new(State::default()),
-            events: Events::default(),
+            tally: Tally::default(),
         })
     }
 
@@ -101,10 +102,26 @@ impl<M: Machine> Inner<M> {
         (offset < size).then_some(offset / 4096)
     }
 
-    /// Counts an event, for the enclave and for the driver.
-    pub(crate) fn count(&self, event: impl Fn(&Events) -> &Counter) {
-        event(&self.events).bump();
-        event(&self.kernel.events).bump();
+    /// Counts an event, for the enclave and for the driver, and tells the machine.
+    pub(crate) fn note(&self, event: Event<'_>) {
+        self.tally.count(&event);
+        self.kernel.tally.count(&event);
+        M::observe(&self.kernel.platform, self.id, &event);
+    }
+
+    /// Reads the counters. Takes the enclave's lock.
+    pub(crate) fn stats(&self) -> EnclaveStats {
+        let state = self.lock();
+        let place = self.place();
+        EnclaveStats {
+            place: (place.1 != 0).then_some(place),
+            initialized: self.phase() == Phase::Initialized,
+            pages: state.page_count,
+            resident: state.resident,
+            secs_resident: state.secs_page().is_some(),
+            va_pages: state.va.len() as u64,
+            counts: self.tally.read(),
+        }
     }
 }
 
@@ -134,6 +151,8 @@ impl<M: Machine> Drop for Inner<M> {
         if state.secs.is_some() {
             kernel.store.destroy(self.id);
         }
+        // Last: whoever is told so may add up what the others have.
+        M::observe(&kernel.platform, self.id, &Event::Destroy { counts: &self.tally.read() });
     }
 }
 
@@ -202,17 +221,7 @@ impl<M: Machine> Enclave<M> {
     /// Reads the counters. Takes the enclave's lock.
     #[must_use]
     pub fn stats(&self) -> EnclaveStats {
-        let (state, events) = (self.0.lock(), &self.0.events);
-        EnclaveStats {
-            pages: state.page_count,
-            resident: state.resident,
-            va_pages: state.va.len() as u64,
-            pages_added: events.pages_added.get(),
-            epc_faults: events.faults.get(),
-            remaps: events.remaps.get(),
-            evictions: events.evictions.get(),
-            loads: events.loads.get(),
-        }
+        self.0.stats()
     }
 
     /// Runs `f` with the enclave's lock held, the EPC page of the SECS, and a look-up from linear address to EPC

@@ -8,11 +8,12 @@ use usgx_epc::Platform;
 use usgx_isa::{Encls, EpcPage, LinAddr};
 
 use crate::enclave::{Enclave, Inner, Phase};
+use crate::event::{Event, FaultEnd};
 use crate::owner::Owner;
 use crate::page::{PageKind, Place, Prot};
 use crate::paging::LoadError;
 use crate::patience::Supply;
-use crate::seams::{AddressSpaces, Machine};
+use crate::seams::{AddressSpaces, Machine, MapFailed};
 use crate::state::State;
 
 /// What the thread that faulted shall do.
@@ -38,50 +39,53 @@ impl<M: Machine> Enclave<M> {
 
 impl<M: Machine> Inner<M> {
     fn fault(&self, addr: u64, vma: Prot) -> FaultOutcome {
-        self.count(|events| &events.faults);
-        // Outside the range there is no page, and EAUG would refuse to add one.
-        let Some(index) = self.index(addr) else { return FaultOutcome::Sigbus };
-        let kernel = &self.kernel;
-        let interrupted = || kernel.platform.signal_pending();
-        let result = self.persist(kernel.config.behaviour.faults_wait, interrupted, |state, supply| {
-            self.bring(state, index, vma, supply)?;
-            Ok(self.map(state, index))
-        });
-        match result {
-            Ok(outcome) => outcome,
-            Err(LoadError::Busy(_)) => {
-                self.count(|events| &events.retries);
-                FaultOutcome::Retry
-            }
-            Err(_) => FaultOutcome::Sigbus,
+        let end = self.handle_fault(addr, vma);
+        self.note(Event::Fault { addr: addr & !0xfff, end });
+        match end {
+            FaultEnd::Remapped | FaultEnd::Loaded | FaultEnd::Augmented => FaultOutcome::Mapped,
+            FaultEnd::Retry => FaultOutcome::Retry,
+            FaultEnd::Failed => FaultOutcome::Sigbus,
         }
     }
 
-    /// Brings the page into the EPC: from the backing store, or as a new one.
+    fn handle_fault(&self, addr: u64, vma: Prot) -> FaultEnd {
+        // Outside the range there is no page, and EAUG would refuse to add one.
+        let Some(index) = self.index(addr) else { return FaultEnd::Failed };
+        let kernel = &self.kernel;
+        let interrupted = || kernel.platform.signal_pending();
+        let result = self.persist(kernel.config.behaviour.faults_wait, interrupted, |state, supply| {
+            let end = self.bring(state, index, vma, supply)?;
+            Ok(self.map(state, index).map_or(FaultEnd::Failed, |()| end))
+        });
+        match result {
+            Ok(end) => end,
+            Err(LoadError::Busy(_)) => FaultEnd::Retry,
+            Err(_) => FaultEnd::Failed,
+        }
+    }
+
+    /// Brings the page into the EPC: from the backing store, or as a new one. Says which.
     fn bring(
         &self,
         state: &mut State,
         index: u64,
         vma: Prot,
         supply: &mut Supply<'_, M>,
-    ) -> Result<(), LoadError> {
-        let Some(record) = state.pages.get(index) else { return self.augment(state, index, supply) };
+    ) -> Result<FaultEnd, LoadError> {
+        let Some(record) = state.pages.get(index) else {
+            self.augment(state, index, supply)?;
+            return Ok(FaultEnd::Augmented);
+        };
         let was_resident = matches!(record.place, Place::Resident(_));
         self.load(state, index, vma, supply)?;
-        if was_resident {
-            self.count(|events| &events.remaps);
-        }
-        Ok(())
+        Ok(if was_resident { FaultEnd::Remapped } else { FaultEnd::Loaded })
     }
 
-    fn map(&self, state: &State, index: u64) -> FaultOutcome {
+    /// If that fails, the page stays in the enclave, an added one too, as on Linux.
+    fn map(&self, state: &State, index: u64) -> Result<(), MapFailed> {
         let record = state.pages.get(index).expect("the page was just loaded");
         let page = record.place.epc_page().expect("the page was just loaded");
-        match self.kernel.spaces.map(self.id, self.addr(index), page, record.kind) {
-            Ok(()) => FaultOutcome::Mapped,
-            // The page stays in the enclave, an added one too, as on Linux.
-            Err(_) => FaultOutcome::Sigbus,
-        }
+        self.kernel.spaces.map(self.id, self.addr(index), page, record.kind)
     }
 
     /// Adds a zeroed, pending page where there is none, and some after it, if the switch for that says so.
@@ -128,7 +132,7 @@ impl<M: Machine> Inner<M> {
         }
         state.add(index, page, Prot::all(), PageKind::Reg);
         kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
-        self.count(|events| &events.pages_added);
+        self.note(Event::Augment { addr: self.addr(index) });
         Ok(())
     }
 

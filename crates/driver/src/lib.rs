@@ -30,6 +30,7 @@ mod debug;
 mod driver;
 mod enclave;
 mod errno;
+mod event;
 mod fault;
 mod grow;
 mod ioctl;
@@ -51,11 +52,12 @@ pub use config::Config;
 pub use driver::Driver;
 pub use enclave::{Enclave, EnclaveAttributes, NotResident};
 pub use errno::Errno;
+pub use event::{After, Event, FaultEnd};
 pub use fault::FaultOutcome;
 pub use ioctl::command;
 pub use page::{PageKind, Prot};
 pub use seams::{
     AddressSpaces, BackingStore, Caller, Efault, EnclaveId, Machine, MapFailed, SourceError, StoreError,
 };
-pub use stats::{EnclaveStats, Stats};
-pub use usgx_epc::{Platform, Policy, SectionConfig};
+pub use stats::{Counts, EnclaveStats, Stats};
+pub use usgx_epc::{NodeStats, Platform, Policy, SectionConfig};

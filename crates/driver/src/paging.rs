@@ -10,6 +10,7 @@ use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
 
 use crate::enclave::Inner;
 use crate::errno::Errno;
+use crate::event::Event;
 use crate::owner::Owner;
 use crate::page::{Place, Prot, SlotRef};
 use crate::patience::{Obstacle, Supply};
@@ -154,7 +155,7 @@ impl<M: Machine> Inner<M> {
             Ok(()) => {
                 kernel.store.discard(self.id, source.index);
                 state.va.give_back(source.slot);
-                self.count(|events| &events.loads);
+                self.note(Event::Load { addr: source.addr.0 });
                 Ok(page)
             }
             Err(error) => {
@@ -163,6 +164,7 @@ impl<M: Machine> Inner<M> {
                     return Err(Refusal::For(LoadError::Failed));
                 }
                 kernel.store.discard(self.id, source.index);
+                self.note(Event::Lose { addr: source.addr.0 });
                 Err(Refusal::Lost)
             }
         }

@@ -12,6 +12,7 @@ use usgx_isa::EpcPage;
 
 use crate::driver::Kernel;
 use crate::enclave::Inner;
+use crate::event::Event;
 use crate::paging::LoadError;
 use crate::seams::Machine;
 use crate::state::State;
@@ -122,6 +123,9 @@ impl<M: Machine> Inner<M> {
             round += 1;
             if round == ROUNDS || interrupted() {
                 return Err(LoadError::Busy(obstacle).into());
+            }
+            if obstacle != Obstacle::NotTracked {
+                self.note(Event::Wait);
             }
             match obstacle {
                 Obstacle::InReclaim => epc.wait_for_pass(seen),

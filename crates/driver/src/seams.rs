@@ -5,6 +5,7 @@
 use usgx_epc::Platform;
 use usgx_isa::{Encls, EpcPage, EvictedPage, Page};
 
+use crate::event::Event;
 use crate::page::PageKind;
 
 /// The number of an enclave, never used twice by one driver.
@@ -21,6 +22,10 @@ pub trait Machine: Send + Sync + 'static {
     type Spaces: AddressSpaces;
     /// Where evicted pages go.
     type Store: BackingStore;
+
+    /// Is told everything that happens to an enclave, in the thread that does it. Called with the enclave's lock
+    /// held or without: it must neither wait nor call the driver. A machine that does not want to know pays nothing.
+    fn observe(_platform: &Self::Platform, _enclave: EnclaveId, _event: &Event<'_>) {}
 }
 
 /// A page could not be made accessible.

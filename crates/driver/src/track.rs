@@ -7,6 +7,7 @@ use usgx_isa::Encls;
 
 use crate::enclave::Inner;
 use crate::errno::Errno;
+use crate::event::Event;
 use crate::seams::{AddressSpaces, Machine};
 use crate::state::State;
 
@@ -15,7 +16,7 @@ impl<M: Machine> Inner<M> {
     pub(crate) fn etrack(&self, state: &mut State) -> bool {
         // Without an SECS no page is in the EPC: nobody is inside and there is nothing to track.
         let Some(secs) = state.secs_page() else { return true };
-        self.count(|events| &events.etracks);
+        self.note(Event::Track);
         let started = self.kernel.hw.etrack(secs).is_ok();
         state.cycles += u64::from(started);
         started
@@ -23,7 +24,7 @@ impl<M: Machine> Inner<M> {
 
     /// Makes every thread leave once. No lock may be held.
     pub(crate) fn kick(&self) {
-        self.count(|events| &events.kicks);
+        self.note(Event::Kick);
         self.kernel.spaces.kick(self.id);
     }
 

@@ -15,6 +15,7 @@ use usgx_epc::{Victim, Written};
 use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
 
 use crate::enclave::{Inner, Phase};
+use crate::event::{After, Event};
 use crate::page::{Place, SlotRef};
 use crate::paging::LoadError;
 use crate::patience::Obstacle;
@@ -50,11 +51,16 @@ impl<M: Machine> Inner<M> {
                 if !*left {
                     continue;
                 }
-                let mut attempt = self.attempt(&mut state, victim);
+                let after = match (round, tracked) {
+                    (0, false) => After::Nothing,
+                    (0, true) => After::Etrack,
+                    _ => After::Kick,
+                };
+                let mut attempt = self.attempt(&mut state, victim, after);
                 if matches!(attempt, Attempt::Untracked) && !tracked {
                     tracked = true;
                     self.etrack(&mut state);
-                    attempt = self.attempt(&mut state, victim);
+                    attempt = self.attempt(&mut state, victim, after.max(After::Etrack));
                 }
                 if matches!(attempt, Attempt::Untracked) {
                     // Neither will the others be, before a kick: they were blocked together.
@@ -78,17 +84,23 @@ impl<M: Machine> Inner<M> {
         }
     }
 
-    /// EWB of one page, and what must follow it at once.
-    fn attempt(&self, state: &mut State, victim: &Victim) -> Attempt {
+    /// EWB of one page, and what must follow it at once. `after` says what was tried before.
+    fn attempt(&self, state: &mut State, victim: &Victim, after: After) -> Attempt {
         let slot = state.va.take().expect("the enclave has at least as many slots as pages");
         match self.kernel.hw.ewb(victim.page, state.va.slot(slot), &mut state.transit) {
             // "Occupied" is a remark: the eviction is done. It would mean that our books of the slots are wrong.
             Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied)) => {
                 if self.kernel.store.put(self.id, victim.index, &state.transit).is_ok() {
-                    self.count(|events| &events.evictions);
+                    self.note(Event::Evict { addr: self.victim_addr(victim), after });
                     return Attempt::Written(slot);
                 }
-                self.restore(state, victim, slot)
+                let attempt = self.restore(state, victim, slot);
+                if matches!(attempt, Attempt::Lost(_)) {
+                    // It did leave the EPC.
+                    self.note(Event::Evict { addr: self.victim_addr(victim), after });
+                    self.note(Event::Lose { addr: self.victim_addr(victim) });
+                }
+                attempt
             }
             Err(error) => {
                 state.va.give_back(slot);
@@ -100,10 +112,15 @@ impl<M: Machine> Inner<M> {
         }
     }
 
+    /// The linear address of a page, 0 for the SECS.
+    fn victim_addr(&self, victim: &Victim) -> u64 {
+        if victim.index == self.secs_index() { 0 } else { self.addr(victim.index) }
+    }
+
     /// Loads what EWB just produced back into the EPC page that it came from.
     fn restore(&self, state: &mut State, victim: &Victim, slot: SlotRef) -> Attempt {
         let is_secs = victim.index == self.secs_index();
-        let addr = LinAddr(if is_secs { 0 } else { self.addr(victim.index) });
+        let addr = LinAddr(self.victim_addr(victim));
         let secs = if is_secs { None } else { state.secs_page() };
         match self.kernel.hw.eldu(victim.page, state.va.slot(slot), addr, secs, &state.transit) {
             Ok(()) => {
@@ -139,7 +156,7 @@ impl<M: Machine> Inner<M> {
         if self.kernel.store.reserve(self.id, index).is_err() {
             return;
         }
-        match self.attempt(state, &Victim { page, index }) {
+        match self.attempt(state, &Victim { page, index }, After::Nothing) {
             Attempt::Written(slot) => {
                 state.secs = Some(Place::Evicted(slot));
                 self.kernel.epc.free(page);
@@ -178,6 +195,8 @@ impl<M: Machine> Inner<M> {
                     state.set_place(index, Place::Lost(slot));
                     state.resident -= 1;
                     self.kernel.release(page);
+                    self.note(Event::Evict { addr: self.addr(index), after: After::Nothing });
+                    self.note(Event::Lose { addr: self.addr(index) });
                 }
                 Err(LoadError::Failed)
             }

@@ -38,7 +38,7 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
     ///
     /// Linux goes round until its out-of-memory killer makes room; here nobody else would.
     fn is_stuck(&self) -> bool {
-        self.counters.refused.load(Relaxed) > 2 * self.lru.lock().len() + BATCH
+        self.counters.refused_in_vain.load(Relaxed) > 2 * self.lru.lock().len() + BATCH
     }
 
     /// Takes a free page, near the calling thread if possible.

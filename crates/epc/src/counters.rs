@@ -14,10 +14,13 @@ pub(crate) struct Counters {
     /// Those of `passes` that have ended, with every page where it belongs.
     pub(crate) ended: AtomicU64,
     pub(crate) scanned: AtomicU64,
+    pub(crate) young: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) kept: AtomicU64,
     pub(crate) reclaimed: AtomicU64,
     pub(crate) direct: AtomicU64,
     /// Pages that owners refused since a page was freed last.
-    pub(crate) refused: AtomicUsize,
+    pub(crate) refused_in_vain: AtomicUsize,
 }
 
 impl Counters {
@@ -28,7 +31,7 @@ impl Counters {
     }
 
     pub(crate) fn note_freed(&self) {
-        self.refused.store(0, Relaxed);
+        self.refused_in_vain.store(0, Relaxed);
         self.used.fetch_sub(1, Relaxed);
         self.free.fetch_add(1, Relaxed);
     }
@@ -57,6 +60,12 @@ pub struct EpcStats {
     pub passes: u64,
     /// Pages that passes looked at.
     pub scanned: u64,
+    /// Pages that passes looked at and that were used since the last look.
+    pub young: u64,
+    /// Old pages that their owners refused to give up.
+    pub refused: u64,
+    /// Old pages that could not be written back.
+    pub kept: u64,
     /// Pages that passes freed (without SECS pages, which owners free).
     pub reclaimed: u64,
     /// Passes run by an allocation that found no free page.
@@ -74,8 +83,30 @@ impl Counters {
             active,
             passes: self.passes.load(Relaxed),
             scanned: self.scanned.load(Relaxed),
+            young: self.young.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            kept: self.kept.load(Relaxed),
             reclaimed: self.reclaimed.load(Relaxed),
             direct: self.direct.load(Relaxed),
         }
     }
+}
+
+/// What one NUMA node has, and how often it was asked. Named after Linux's `numa_hit`, `numa_miss`, `numa_foreign`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct NodeStats {
+    /// The node's number.
+    pub node: usize,
+    /// Pages of its sections.
+    pub total: usize,
+    /// Pages on its free list.
+    pub free: usize,
+    /// Pages handed out to threads near it.
+    pub hits: u64,
+    /// Pages handed out to threads near another node, which had none.
+    pub misses: u64,
+    /// Pages that threads near it had to take elsewhere.
+    pub foreign: u64,
+    /// Pages given back to it.
+    pub freed: u64,
 }

@@ -2,12 +2,13 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 
 use lock_api::Mutex;
 use usgx_isa::EpcPage;
 
-use crate::counters::{Counters, EpcStats};
+use crate::counters::{Counters, EpcStats, NodeStats};
 use crate::lru::Lru;
 use crate::nodes::Nodes;
 use crate::owner::PageOwner;
@@ -151,6 +152,11 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
     pub fn stats(&self) -> EpcStats {
         let active = self.lru.lock().len();
         self.counters.read(self.total, active)
+    }
+
+    /// Reads the counters of each node, ascending by number.
+    pub fn node_stats(&self) -> Vec<NodeStats> {
+        self.nodes.stats()
     }
 
     /// The state of `page`.

@@ -35,7 +35,7 @@ mod sanitize;
 mod state;
 
 pub use allocate::{AllocError, Reclaim};
-pub use counters::EpcStats;
+pub use counters::{EpcStats, NodeStats};
 pub use epc::{Epc, InReclaim, SectionConfig};
 pub use owner::{Age, HeldOwner, PageOwner, Victim, Written};
 pub use platform::Platform;

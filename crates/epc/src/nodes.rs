@@ -7,17 +7,45 @@
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use lock_api::{Mutex, RawMutex};
 use usgx_isa::EpcPage;
 
+use crate::counters::NodeStats;
 use crate::epc::SectionConfig;
 use crate::state::{PageState, StateCell};
 
 /// A node that has EPC.
 struct Node<R> {
     id: usize,
+    total: usize,
     free: Mutex<R, VecDeque<EpcPage>>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    foreign: AtomicU64,
+    freed: AtomicU64,
+}
+
+impl<R: RawMutex> Node<R> {
+    fn new(id: usize, total: usize) -> Self {
+        Self {
+            id,
+            total,
+            free: Mutex::new(VecDeque::with_capacity(total)),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            foreign: AtomicU64::new(0),
+            freed: AtomicU64::new(0),
+        }
+    }
+
+    fn take(&self, states: &[StateCell]) -> Option<EpcPage> {
+        let mut free = self.free.lock();
+        let page = free.pop_front()?;
+        states[page.index()].change(PageState::Free, PageState::Owned);
+        Some(page)
+    }
 }
 
 /// All nodes with EPC, ascending by number, and the map from page to node.
@@ -32,8 +60,7 @@ impl<R: RawMutex> Nodes<R> {
         ids.sort_unstable();
         ids.dedup();
         let pages = |id| sections.iter().filter(|s| s.node == id).map(|s| s.pages as usize).sum();
-        let nodes =
-            ids.iter().map(|&id| Node { id, free: Mutex::new(VecDeque::with_capacity(pages(id))) }).collect();
+        let nodes = ids.iter().map(|&id| Node::new(id, pages(id))).collect();
         Self { sections: sections.into(), nodes }
     }
 
@@ -45,10 +72,15 @@ impl<R: RawMutex> Nodes<R> {
     pub(crate) fn take(&self, near: usize, states: &[StateCell]) -> Option<EpcPage> {
         let start = self.nodes.iter().position(|node| node.id >= near).unwrap_or(0);
         let (before, from) = self.nodes.split_at(start);
+        let home = self.nodes.get(start)?;
         from.iter().chain(before).find_map(|node| {
-            let mut free = node.free.lock();
-            let page = free.pop_front()?;
-            states[page.index()].change(PageState::Free, PageState::Owned);
+            let page = node.take(states)?;
+            if node.id == home.id {
+                node.hits.fetch_add(1, Relaxed);
+            } else {
+                node.misses.fetch_add(1, Relaxed);
+                home.foreign.fetch_add(1, Relaxed);
+            }
             Some(page)
         })
     }
@@ -61,6 +93,21 @@ impl<R: RawMutex> Nodes<R> {
         let mut free = node.free.lock();
         states[page.index()].change(from, PageState::Free);
         free.push_back(page);
+        node.freed.fetch_add(1, Relaxed);
+    }
+
+    /// Reads the counters of each node.
+    pub(crate) fn stats(&self) -> Vec<NodeStats> {
+        let read = |node: &Node<R>| NodeStats {
+            node: node.id,
+            total: node.total,
+            free: node.free.lock().len(),
+            hits: node.hits.load(Relaxed),
+            misses: node.misses.load(Relaxed),
+            foreign: node.foreign.load(Relaxed),
+            freed: node.freed.load(Relaxed),
+        };
+        self.nodes.iter().map(read).collect()
     }
 
     /// The lengths of all free lists together.

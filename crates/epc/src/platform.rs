@@ -27,6 +27,12 @@ pub trait Platform: Send + Sync + 'static {
     /// Says that something happened for which a thread may be waiting.
     fn wake_waiters(&self) {}
 
+    /// A reclaim pass begins in the calling thread. No lock of the EPC manager is held, here and in the next.
+    fn reclaim_begins(&self) {}
+
+    /// The pass has looked at so many pages and freed so many.
+    fn reclaim_ends(&self, _looked_at: usize, _freed: usize) {}
+
     /// The NUMA node of the calling thread's processor.
     fn current_node(&self) -> usize {
         0

@@ -50,7 +50,11 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
     /// Looks at a batch of pages and reclaims those that were not used; returns how many it freed.
     pub fn reclaim_pass(&self) -> usize {
         self.counters.passes.fetch_add(1, Relaxed);
-        let freed = self.isolate().age(self).block().write(self);
+        self.platform.reclaim_begins();
+        let isolated = self.isolate();
+        let looked_at = isolated.0.len();
+        let freed = isolated.age(self).block().write(self);
+        self.platform.reclaim_ends(looked_at, freed);
         // Release: pairs with the Acquire of whoever waits for this pass, and then looks for its pages.
         self.counters.ended.fetch_add(1, Release);
         self.platform.wake_waiters();
@@ -119,7 +123,10 @@ impl<H: HeldOwner> Isolated<H> {
             owner.age(victims, &mut ages[start..start + victims.len()]);
         });
         let refused = ages.iter().filter(|age| **age == Age::Refused).count();
-        epc.counters.refused.fetch_add(refused, Relaxed);
+        epc.counters.refused_in_vain.fetch_add(refused, Relaxed);
+        epc.counters.refused.fetch_add(refused as u64, Relaxed);
+        let young = ages[..self.0.len()].iter().filter(|age| **age == Age::Young).count();
+        epc.counters.young.fetch_add(young as u64, Relaxed);
         let (mut kept, mut marked) = (Vec::new(), Vec::with_capacity(self.0.len()));
         for (entry, age) in self.0.into_iter().zip(ages) {
             match age {
@@ -149,7 +156,8 @@ impl<H: HeldOwner> Blocked<H> {
         let outcome = || self.0.iter().map(|entry| entry.victim.page).zip(written.iter().copied());
         let gone = || outcome().filter(|(_, w)| *w == Written::Gone).map(|(page, _)| page);
         let kept = outcome().filter(|(_, w)| *w == Written::Kept).count();
-        epc.counters.refused.fetch_add(kept, Relaxed);
+        epc.counters.refused_in_vain.fetch_add(kept, Relaxed);
+        epc.counters.kept.fetch_add(kept as u64, Relaxed);
         epc.put_back(outcome().filter(|(_, w)| *w == Written::Kept).map(|(page, _)| page));
         {
             let mut lru = epc.lru.lock();

@@ -34,6 +34,20 @@ pub enum MachineError {
         /// Why.
         source: Errno,
     },
+    /// The metrics would be for everybody on the network.
+    #[error("metrics at {0} could be read by other computers; say that you want that, or use 127.0.0.1")]
+    MetricsAddress(std::net::SocketAddr),
+    /// The metrics cannot be served.
+    #[error("cannot serve metrics at {address}: {source}")]
+    Metrics {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The machine does not do as asked.
+    #[error("the machine refuses: {0}")]
+    Refused(String),
     /// The other machine cannot be reached.
     #[error("no machine answers at {}: {source}", path.display())]
     Connect {

@@ -4,6 +4,7 @@
 //! and knows who is inside an enclave; `kernel` is what the driver needs beyond that: callers, locks, `ksgxd`,
 //! the backing store. `doors` lets processes in: one event loop for sockets and descriptors. `clients` keeps what
 //! a process has, with a worker thread for each of its threads, and `calls` carries out what the threads ask for.
+//! `sight` counts, times and tells what happens.
 //! The driver (`usgx-driver`) and the processor (`usgx-cpu`) decide; this crate connects them to processes.
 //!
 //! A client may be hostile: whatever it sends or writes into shared memory is copied once and checked, a wrong
@@ -20,6 +21,7 @@
 //!   store                        innermost, held across the swap file's I/O
 //! client.registered              around view.books, in REGISTER and UNREGISTER; no enclave lock is taken inside
 //! tickets, provision, activity   take nothing
+//! owners, ring (sight)           innermost: taken with any of the above held
 //! ```
 //!
 //! An `OpenEnclave` (`system`) is never dropped with a lock held: that may destroy the enclave, which
@@ -37,11 +39,16 @@ mod header;
 mod kernel;
 mod machine;
 mod page_map;
+mod sight;
 mod stats;
 mod system;
 
 pub use config::MachineConfig;
 pub use error::MachineError;
 pub use machine::Machine;
-pub use stats::{ClientStats, StatsSnapshot};
+pub use sight::counters::Counters;
+pub use sight::event::{EventRecord, KINDS, Kind};
+pub use sight::histogram::Latency;
+pub use sight::owners::OTHERS;
+pub use stats::{ClientStats, EnclaveInfo, Latencies, NodeInfo, StatsSnapshot, UserStats};
 pub use usgx_driver::Behaviour;

@@ -1,12 +1,13 @@
 //! Building a machine, running it, and ending it.
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, channel as queue};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use usgx_cpu::{Processor, Profile, XsaveLayout};
@@ -28,6 +29,8 @@ use crate::header;
 use crate::kernel::ksgxd;
 use crate::kernel::platform::HostPlatform;
 use crate::kernel::store::Store;
+use crate::sight::endpoint::Endpoint;
+use crate::sight::exposition;
 use crate::stats::StatsSnapshot;
 use crate::system::{Garbage, Host};
 
@@ -44,7 +47,8 @@ const END_BOUND: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Machine {
     host: Arc<Host>,
-    handle: Handle,
+    handle: Arc<Handle>,
+    endpoints: Mutex<Vec<Endpoint>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -83,7 +87,9 @@ impl Machine {
             Threads(Arc::clone(&views)),
             &mut |bytes| process::random(bytes),
         ));
-        let spaces = Spaces::new(Arc::clone(&views), Arc::clone(&frames), Arc::clone(&hw));
+        let sight = Arc::clone(platform.sight());
+        let spaces =
+            Spaces::new(Arc::clone(&views), Arc::clone(&frames), Arc::clone(&hw), Arc::clone(&sight));
         let driver = Driver::new(
             driver_config(&profile, nr_pages, config.behaviour),
             Arc::clone(&hw),
@@ -106,7 +112,7 @@ impl Machine {
             activity: Arc::new(Activity::default()),
             provision: Mutex::default(),
             garbage: Mutex::new(garbage),
-            started: Instant::now(),
+            sight,
             next_client: AtomicU64::new(1),
             calls: AtomicU64::new(0),
             upcalls: AtomicU64::new(0),
@@ -117,7 +123,7 @@ impl Machine {
             start_collector(collected)?,
             std::thread::Builder::new().name("events".into()).spawn(move || events.run())?,
         ];
-        Ok(Self { host, handle, threads })
+        Ok(Self { host, handle: Arc::new(handle), endpoints: Mutex::default(), threads })
     }
 
     /// Serves a door: a connected `SOCK_SEQPACKET` socket whose other end a program has or will inherit.
@@ -171,16 +177,32 @@ impl Machine {
     /// Reads all counters.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
-        let (sender, receiver) = queue();
-        self.handle.order(Order::Clients(sender));
-        // No answer: the loop has ended, and so have all clients.
-        let clients = receiver.recv().unwrap_or_default();
-        StatsSnapshot::read(&self.host, &clients)
+        self.handle.stats(&self.host)
+    }
+
+    /// Serves the counters over HTTP at `address`, for Prometheus; returns the address, for a port that was 0.
+    ///
+    /// Whoever can connect may read which users' enclaves do what, so addresses other than this computer's own are
+    /// refused unless `anywhere` is set.
+    ///
+    /// # Errors
+    /// [`MachineError::MetricsAddress`], or [`MachineError::Metrics`] if the address cannot be used.
+    pub fn serve_metrics(&self, address: SocketAddr, anywhere: bool) -> Result<SocketAddr, MachineError> {
+        if !anywhere && !address.ip().is_loopback() {
+            return Err(MachineError::MetricsAddress(address));
+        }
+        let (host, handle) = (Arc::clone(&self.host), Arc::clone(&self.handle));
+        let endpoint = Endpoint::start(address, move || exposition::write(&handle.stats(&host)))
+            .map_err(|source| MachineError::Metrics { address, source })?;
+        let address = endpoint.address();
+        self.endpoints.lock().push(endpoint);
+        Ok(address)
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        self.endpoints.get_mut().clear();
         self.handle.order(Order::Stop);
         let events = self.threads.pop();
         if events.is_some_and(|events| events.join().is_err()) {

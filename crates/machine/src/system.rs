@@ -4,11 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::Sender;
-use std::time::Instant;
 
 use parking_lot::Mutex;
 use usgx_cpu::Processor;
-use usgx_driver::{Driver, Enclave};
+use usgx_driver::{Driver, Enclave, EnclaveId, Event};
 
 use crate::clients::Client;
 use crate::clients::tickets::Tickets;
@@ -19,6 +18,8 @@ use crate::hardware::threads::Threads;
 use crate::hardware::view::View;
 use crate::kernel::platform::HostPlatform;
 use crate::kernel::store::Store;
+use crate::sight::Sight;
+use crate::sight::owners::Record;
 
 /// The processor.
 pub(crate) type Hw = Processor<FrameBytes, Threads>;
@@ -32,18 +33,29 @@ impl usgx_driver::Machine for System {
     type Platform = HostPlatform;
     type Spaces = Spaces;
     type Store = Store;
+
+    fn observe(platform: &HostPlatform, enclave: EnclaveId, event: &Event<'_>) {
+        platform.sight().enclave_event(enclave, event);
+    }
 }
 
 /// An enclave that a device descriptor or a mapping keeps alive.
 pub(crate) struct OpenEnclave {
     pub(crate) enclave: Enclave<System>,
     pub(crate) view: Arc<View>,
+    /// Whose it is, and its times.
+    pub(crate) record: Arc<Record>,
     views: Arc<Views>,
 }
 
 impl OpenEnclave {
-    pub(crate) fn new(enclave: Enclave<System>, view: Arc<View>, views: Arc<Views>) -> Self {
-        Self { enclave, view, views }
+    pub(crate) fn new(
+        enclave: Enclave<System>,
+        view: Arc<View>,
+        record: Arc<Record>,
+        views: Arc<Views>,
+    ) -> Self {
+        Self { enclave, view, record, views }
     }
 
     /// The number by which clients name it, never 0: the driver's own.
@@ -93,7 +105,7 @@ pub(crate) struct Host {
     pub(crate) garbage: Mutex<Sender<Garbage>>,
     /// The first page of every client's region.
     pub(crate) region_header: Vec<u8>,
-    pub(crate) started: Instant,
+    pub(crate) sight: Arc<Sight>,
     pub(crate) next_client: AtomicU64,
     pub(crate) calls: AtomicU64,
     pub(crate) upcalls: AtomicU64,

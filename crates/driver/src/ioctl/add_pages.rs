@@ -14,6 +14,7 @@ use usgx_isa::{Encls, EpcPage, LinAddr, Page};
 use super::argument::{Argument, check_range};
 use crate::enclave::{Inner, Phase};
 use crate::errno::Errno;
+use crate::event::Event;
 use crate::owner::Owner;
 use crate::page::{PageKind, Prot};
 use crate::seams::{Caller, Machine};
@@ -143,7 +144,7 @@ impl<M: Machine> Inner<M> {
         state.add(index, page, kind.max_prot, kind.kind);
         // From here on it can be evicted, even before INIT.
         self.kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
-        self.count(|events| &events.pages_added);
+        self.note(Event::Add { addr: self.addr(index) });
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use usgx_isa::{Encls, EpcPage, Page};
 use super::argument::Argument;
 use crate::enclave::{Inner, Phase};
 use crate::errno::Errno;
+use crate::event::Event;
 use crate::page::Place;
 use crate::seams::{AddressSpaces, BackingStore, Caller, Machine};
 use crate::state::UNPRIVILEGED;
@@ -77,6 +78,7 @@ impl<M: Machine> Inner<M> {
         self.kernel.spaces.created(self.id, claims.base, claims.size);
         // Last, so that whoever sees a created enclave sees a complete one.
         self.advance(Phase::Created);
+        self.note(Event::Create { base: claims.base, size: claims.size });
         Ok(())
     }
 

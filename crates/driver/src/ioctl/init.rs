@@ -15,6 +15,7 @@ use super::argument::Argument;
 use crate::config::Config;
 use crate::enclave::{Inner, Phase};
 use crate::errno::Errno;
+use crate::event::Event;
 use crate::seams::{Caller, Machine};
 
 /// Rounds of tries, with a rest after each.
@@ -45,6 +46,7 @@ impl<M: Machine> Inner<M> {
         drop(state);
         self.run_einit(&sigstruct, caller)?;
         self.advance(Phase::Initialized);
+        self.note(Event::Init);
         Ok(())
     }
 

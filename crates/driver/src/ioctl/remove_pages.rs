@@ -10,6 +10,7 @@ use super::argument::{Argument, check_range};
 use super::sgx2::{PageError, secinfo};
 use crate::enclave::Inner;
 use crate::errno::Errno;
+use crate::event::Event;
 use crate::page::PageKind;
 use crate::seams::{AddressSpaces, Caller, Machine};
 use crate::state::State;
@@ -43,6 +44,7 @@ impl<M: Machine> Inner<M> {
         kernel.spaces.zap(self.id, &[(self.addr(index), page)]);
         state.remove(index);
         kernel.release(page);
+        self.note(Event::Remove { addr: self.addr(index) });
         Ok(())
     }
 }

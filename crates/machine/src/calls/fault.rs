@@ -15,6 +15,7 @@ use usgx_wire::window::entry;
 
 use super::{Words, reply};
 use crate::clients::worker::Link;
+use crate::sight::timed;
 use crate::system::OpenEnclave;
 
 /// How often a fault that must be repeated is repeated here, before the client is asked to: it would only come
@@ -29,7 +30,8 @@ pub(super) fn fault(link: &Link, words: &Words) -> Words {
     let page = LinAddr(addr).page();
     let was_operand = link.missing_operand.swap(0, Relaxed) == page.0 | 1;
     let vma = Prot::from_bits_truncate((prot & 7) as u8);
-    let answer = match resolve(link, &open, page, vma, || link.signal_pending()) {
+    let resolved = timed(&open.record.faults, || resolve(link, &open, page, vma, || link.signal_pending()));
+    let answer = match resolved {
         FaultOutcome::Mapped => judge(link, &open, addr, access(code), kind),
         FaultOutcome::Retry | FaultOutcome::OutOfMemory => (outcome::RETRY, 0),
         FaultOutcome::Sigbus => (outcome::SIGBUS, 0),

@@ -12,6 +12,7 @@ mod mapping;
 use usgx_wire::slot::{NR_WORDS, call};
 
 use crate::clients::worker::Link;
+use crate::sight::timed;
 
 /// The words of a call or a reply.
 pub(crate) type Words = [u64; NR_WORDS];
@@ -35,14 +36,15 @@ fn reply<const N: usize>(results: [u64; N]) -> Words {
 
 /// Carries out a call.
 pub(crate) fn dispatch(link: &Link, words: &Words) -> Words {
+    let times = &link.host.sight.latencies;
     match words[0] {
-        call::FAULT => fault::fault(link, words),
-        call::IOCTL => ioctl::ioctl(link, words),
+        call::FAULT => timed(&times.fault, || fault::fault(link, words)),
+        call::IOCTL => timed(&times.ioctl, || ioctl::ioctl(link, words)),
         call::MMAP => mapping::mmap(link, words),
         call::MPROTECT => mapping::mprotect(link, words),
         call::REGISTER => mapping::register(link, words),
         call::UNREGISTER => mapping::unregister(link, words),
-        call::ENCLU => enclu::enclu(link, words),
+        call::ENCLU => timed(&times.enclu, || enclu::enclu(link, words)),
         call::STORE_TCS => implicit::store_tcs(link, words),
         call::STORE_SSA => implicit::store_ssa(link, words),
         _ => reply([negative(ENOSYS)]),

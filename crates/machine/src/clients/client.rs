@@ -17,6 +17,7 @@ use usgx_wire::process::MAX_SLOTS;
 use crate::clients::slot::ThreadSlot;
 use crate::doors::activity::Activity;
 use crate::hardware::region::Region;
+use crate::sight::owners::Owner;
 use crate::system::OpenEnclave;
 
 /// A process image.
@@ -24,6 +25,7 @@ use crate::system::OpenEnclave;
 pub(crate) struct Client {
     id: u64,
     credentials: Credentials,
+    owner: Arc<Owner>,
     region: Region,
     uffd: OnceLock<Arc<Userfaultfd>>,
     /// Enclaves that the process may name. Not kept alive by that.
@@ -43,6 +45,7 @@ impl Client {
         Self {
             id,
             credentials,
+            owner: Arc::new(Owner::new(credentials)),
             region,
             uffd: OnceLock::new(),
             handles: Mutex::default(),
@@ -60,6 +63,11 @@ impl Client {
 
     pub(crate) fn credentials(&self) -> Credentials {
         self.credentials
+    }
+
+    /// What stands for the process where its enclaves are counted.
+    pub(crate) fn owner(&self) -> &Arc<Owner> {
+        &self.owner
     }
 
     pub(crate) fn region(&self) -> &Region {

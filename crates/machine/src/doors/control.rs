@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use usgx_sys::{process, socket};
 
+use super::stream;
 use crate::client::{MAX_MESSAGE, Request, Response};
 use crate::clients::Client;
 use crate::stats::StatsSnapshot;
@@ -44,21 +45,36 @@ pub(crate) fn serve(host: &Arc<Host>, door: &OwnedFd, bytes: &[u8], clients: Vec
             }
             Wish::Nothing
         }
-        Request::Stop => {
-            let own = process::effective_uid();
-            let allowed = socket::peer(door).is_ok_and(|peer| peer.uid == own || peer.uid == 0);
-            if allowed {
-                answer(door, Response::Stopping);
-                return Wish::Stop;
+        Request::Events => {
+            match may_rule(door, "see the events of").map(|()| door.try_clone()) {
+                Ok(Ok(door)) => stream::start(host, door),
+                Ok(Err(error)) => tracing::warn!(%error, "cannot tell events"),
+                Err(reason) => answer(door, Response::Refused { reason }),
             }
-            let reason = format!("only root and the user with ID {own} may stop this machine");
-            answer(door, Response::Refused { reason });
             Wish::Nothing
         }
+        Request::Stop => match may_rule(door, "stop") {
+            Ok(()) => {
+                answer(door, Response::Stopping);
+                Wish::Stop
+            }
+            Err(reason) => {
+                answer(door, Response::Refused { reason });
+                Wish::Nothing
+            }
+        },
     }
 }
 
-fn answer(door: &OwnedFd, mut response: Response) {
+/// Whether whoever is behind `door` may do to the machine what its own user may; why not.
+fn may_rule(door: &OwnedFd, what: &str) -> Result<(), String> {
+    let own = process::effective_uid();
+    let allowed = socket::peer(door).is_ok_and(|peer| peer.uid == own || peer.uid == 0);
+    let reason = || format!("only root and the user with ID {own} may {what} this machine");
+    allowed.then_some(()).ok_or_else(reason)
+}
+
+pub(super) fn answer(door: &OwnedFd, mut response: Response) {
     loop {
         let Ok(bytes) = serde_json::to_vec(&response) else { return };
         if bytes.len() <= MAX_MESSAGE {
@@ -68,8 +84,10 @@ fn answer(door: &OwnedFd, mut response: Response) {
             }
             return;
         }
-        // Only the list of clients can be that long.
+        // Only its lists can be that long.
         let Response::Status { stats } = &mut response else { return };
-        stats.clients.truncate(stats.clients.len() / 2);
+        if !stats.shorten() {
+            return;
+        }
     }
 }

@@ -46,8 +46,9 @@ impl Device {
         let kind = match number {
             device::ENCLAVE => {
                 let enclave = host.driver.open().map_err(|error| Errno::from_raw_os_error(error.0))?;
+                let record = host.sight.owners.enclave_opened(enclave.id(), client.owner());
                 let view = host.views.open(enclave.id())?;
-                Kind::Enclave(Arc::new(OpenEnclave::new(enclave, view, Arc::clone(&host.views))))
+                Kind::Enclave(Arc::new(OpenEnclave::new(enclave, view, record, Arc::clone(&host.views))))
             }
             device::PROVISION => {
                 host.provision.lock().insert(id.inode);

@@ -21,6 +21,7 @@ use super::devices::Devices;
 use super::messages;
 use crate::clients::Client;
 use crate::hardware::region::Region;
+use crate::stats::StatsSnapshot;
 use crate::system::{Garbage, Host};
 
 /// How often to look after clients that end and tickets that expire, while there are any.
@@ -52,6 +53,17 @@ impl Handle {
     pub(crate) fn order(&self, order: Order) {
         let _ = self.orders.lock().send(order);
         self.waker.wake();
+    }
+}
+
+impl Handle {
+    /// Reads all counters.
+    pub(crate) fn stats(&self, host: &Host) -> StatsSnapshot {
+        let (sender, receiver) = queue();
+        self.order(Order::Clients(sender));
+        // No answer: the loop has ended, and so have all clients.
+        let clients = receiver.recv().unwrap_or_default();
+        StatsSnapshot::read(host, &clients)
     }
 }
 

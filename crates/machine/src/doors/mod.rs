@@ -9,3 +9,4 @@ mod control;
 mod devices;
 pub(crate) mod event_loop;
 mod messages;
+mod stream;

@@ -16,6 +16,7 @@ use crate::clients::worker;
 use crate::hardware::frames::Frames;
 use crate::hardware::threads;
 use crate::hardware::view::{Faulter, View};
+use crate::sight::{Sight, timed};
 use crate::system::Hw;
 
 /// The views of all enclaves.
@@ -70,11 +71,12 @@ pub(crate) struct Spaces {
     views: Arc<Views>,
     frames: Arc<Frames>,
     hw: Arc<Hw>,
+    sight: Arc<Sight>,
 }
 
 impl Spaces {
-    pub(crate) fn new(views: Arc<Views>, frames: Arc<Frames>, hw: Arc<Hw>) -> Self {
-        Self { views, frames, hw }
+    pub(crate) fn new(views: Arc<Views>, frames: Arc<Frames>, hw: Arc<Hw>, sight: Arc<Sight>) -> Self {
+        Self { views, frames, hw, sight }
     }
 }
 
@@ -109,7 +111,7 @@ impl AddressSpaces for Spaces {
 
     fn kick(&self, enclave: EnclaveId) {
         if let Some(view) = self.views.get(enclave) {
-            threads::kick(&view);
+            timed(&self.sight.latencies.kick, || threads::kick(&view));
         }
     }
 

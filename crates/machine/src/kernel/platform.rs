@@ -1,11 +1,13 @@
 //! Locks, signals and scheduling, as the driver and the EPC manager want them; and `ksgxd`'s alarm clock.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use usgx_driver::Platform;
 
 use crate::clients::worker;
+use crate::sight::{Sight, timed};
 
 /// The longest that a thread waits for a reclaim pass before it looks around: a pass that kicks nobody takes less.
 const WAIT_BOUND: Duration = Duration::from_millis(1);
@@ -28,9 +30,15 @@ pub(crate) struct HostPlatform {
     alarm: Condvar,
     /// For those who wait for a pass to end.
     done: Condvar,
+    sight: Arc<Sight>,
 }
 
 impl HostPlatform {
+    /// What watches over everything that happens.
+    pub(crate) fn sight(&self) -> &Arc<Sight> {
+        &self.sight
+    }
+
     /// Waits until `ksgxd` is wanted; false when the machine ends. For `ksgxd`.
     pub(crate) fn wait_for_work(&self) -> bool {
         let mut clock = self.clock.lock();
@@ -43,9 +51,11 @@ impl HostPlatform {
 
     /// Waits for the end of a pass, at most for `bound`.
     pub(crate) fn wait_for_pass(&self, bound: Duration) {
-        let mut clock = self.clock.lock();
-        let now = clock.passes;
-        self.done.wait_while_for(&mut clock, |clock| clock.passes == now && !clock.stopped, bound);
+        timed(&self.sight.latencies.wait, || {
+            let mut clock = self.clock.lock();
+            let now = clock.passes;
+            self.done.wait_while_for(&mut clock, |clock| clock.passes == now && !clock.stopped, bound);
+        });
     }
 
     /// Whether the machine ends.
@@ -81,14 +91,24 @@ impl Platform for HostPlatform {
     }
 
     fn wait_until(&self, done: &dyn Fn() -> bool) {
-        let mut clock = self.clock.lock();
-        if !done() && !clock.stopped {
-            self.done.wait_for(&mut clock, WAIT_BOUND);
-        }
+        timed(&self.sight.latencies.wait, || {
+            let mut clock = self.clock.lock();
+            if !done() && !clock.stopped {
+                self.done.wait_for(&mut clock, WAIT_BOUND);
+            }
+        });
     }
 
     fn wake_waiters(&self) {
         self.clock.lock().passes += 1;
         self.done.notify_all();
+    }
+
+    fn reclaim_begins(&self) {
+        self.sight.reclaim_begins();
+    }
+
+    fn reclaim_ends(&self, looked_at: usize, freed: usize) {
+        self.sight.reclaim_ends(looked_at, freed);
     }
 }
