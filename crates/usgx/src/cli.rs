@@ -1,7 +1,9 @@
 //! The command line: what can be said, and help that teaches it.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -53,6 +55,10 @@ A machine of its own is for programs that share one EPC:
 
 Without --socket the machine is at $XDG_RUNTIME_DIR/usgx.sock, for root at /run/usgx.sock.";
 
+const SIGHT_HELP: &str = "\
+Without --machine it is the one that 'usgx machine start' starts. Whoever may use a machine may see its numbers;
+its events are for its own user and for root, as they tell which page of an enclave is touched when.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a program that finds SGX
@@ -61,6 +67,42 @@ pub(crate) enum Command {
     /// Start, stop or look at a machine that several programs share
     #[command(subcommand, after_help = MACHINE_HELP)]
     Machine(MachineCommand),
+    /// Show a machine's numbers: its EPC, its users, its enclaves, and how long things take
+    #[command(after_help = SIGHT_HELP)]
+    Stats {
+        #[command(flatten)]
+        target: Target,
+        /// Print JSON, one line for each reading
+        #[arg(long)]
+        json: bool,
+        /// Again and again, with this many seconds between two readings; from the second on with rates
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        interval: Option<Duration>,
+    },
+    /// Show a machine's enclaves as they work, and what they do to its EPC
+    #[command(after_help = SIGHT_HELP)]
+    Top {
+        #[command(flatten)]
+        target: Target,
+        /// Seconds between two readings
+        #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
+        interval: Duration,
+    },
+    /// Print what happens in a machine, as it happens: loads, evictions, faults, kicks, reclaim passes, ...
+    #[command(after_help = SIGHT_HELP)]
+    Events {
+        #[command(flatten)]
+        target: Target,
+        /// Print JSON, one line for each event
+        #[arg(long)]
+        json: bool,
+        /// Print the names of all events, and what they mean
+        #[arg(long)]
+        list: bool,
+        /// Only these events; all if none is named
+        #[arg(value_name = "EVENT")]
+        only: Vec<String>,
+    },
     /// Say what this system lacks for usgx, and how to get it
     Doctor {
         /// Print JSON
@@ -144,6 +186,12 @@ pub(crate) enum MachineCommand {
         /// Stay in the foreground, for service managers
         #[arg(long)]
         foreground: bool,
+        /// Serve the machine's numbers to Prometheus at this address: 127.0.0.1:9465
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        metrics: Option<SocketAddr>,
+        /// Let --metrics be an address that other computers can reach; there is no password
+        #[arg(long, requires = "metrics")]
+        metrics_anywhere: bool,
     },
     /// Stop a machine; enclaves that are still there are lost
     Stop {
@@ -158,6 +206,21 @@ pub(crate) enum MachineCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Which machine to look at.
+#[derive(Args, Debug)]
+pub(crate) struct Target {
+    /// The machine's socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) machine: Option<PathBuf>,
+}
+
+/// Reads a time between two readings.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let range = 0.1..=86_400.0;
+    let seconds = text.parse::<f64>().ok().filter(|seconds| range.contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "write seconds, from 0.1 to 86400".to_owned())
 }
 
 /// Where a machine listens.
@@ -185,6 +248,15 @@ mod tests {
         assert_eq!(run.hardware.epc, Some(Size(16 << 20)));
         assert_eq!(run.program, ["ls", "--stats", "-l"]);
         assert!(!run.stats);
+    }
+
+    #[test]
+    fn times_between_readings_are_checked() {
+        assert!(Cli::try_parse_from(["usgx", "stats", "--interval", "0.5"]).is_ok());
+        for wrong in ["0", "-1", "nan", "x", "1e9"] {
+            assert!(Cli::try_parse_from(["usgx", "top", "--interval", wrong]).is_err(), "{wrong}");
+        }
+        assert!(Cli::try_parse_from(["usgx", "machine", "start", "--metrics-anywhere"]).is_err());
     }
 
     #[test]

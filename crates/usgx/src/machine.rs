@@ -1,13 +1,14 @@
 //! `usgx machine`: a machine that several programs share, behind a socket.
 
 use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use usgx_machine::client::{self, Request, Response};
-use usgx_machine::{Machine, MachineError, StatsSnapshot};
+use usgx_machine::{EventRecord, Machine, MachineError, StatsSnapshot};
 use usgx_sys::attendant::{self, Inherited, Role};
 use usgx_sys::probe;
 
@@ -35,6 +36,26 @@ pub(crate) fn default_socket() -> Result<PathBuf> {
     Ok(directory.join("usgx.sock"))
 }
 
+/// How a machine is served.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    /// Where it listens.
+    pub(crate) socket: PathBuf,
+    /// To programs of all users.
+    pub(crate) shared: bool,
+    /// Its metrics, if they are served.
+    pub(crate) metrics: Option<Metrics>,
+}
+
+/// Where a machine's metrics are served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Metrics {
+    /// The address.
+    pub(crate) address: SocketAddr,
+    /// It may be one that other computers reach.
+    pub(crate) anywhere: bool,
+}
+
 /// Starts a machine.
 ///
 /// # Errors
@@ -42,17 +63,16 @@ pub(crate) fn default_socket() -> Result<PathBuf> {
 /// Why it cannot be.
 pub(crate) fn start(
     config: Config,
-    socket: &Path,
-    shared: bool,
+    service: Service,
     foreground: bool,
     inherited: Inherited,
 ) -> Result<ExitCode> {
     config.check()?;
     // The machine leaves this directory.
-    let socket = std::path::absolute(socket).context("the path of the socket")?;
-    let mode = if shared { SHARED } else { PRIVATE };
+    let socket = std::path::absolute(&service.socket).context("the path of the socket")?;
+    let service = Service { socket: socket.clone(), ..service };
     if foreground {
-        let machine = open(config, &socket, mode)?;
+        let machine = open(config, &service)?;
         eprintln!("usgx: the machine is at {}; Ctrl-C ends it", socket.display());
         machine.run_until_stopped();
         return Ok(ExitCode::SUCCESS);
@@ -64,7 +84,7 @@ pub(crate) fn start(
         drop(line);
         let opened = attendant::settle(inherited, crate::is_verbose());
         attendant::name_thread(c"usgx-machine");
-        return match opened.map_err(anyhow::Error::from).and_then(|()| open(config, &socket, mode)) {
+        return match opened.map_err(anyhow::Error::from).and_then(|()| open(config, &service)) {
             Ok(machine) => {
                 machine_line.write_all(READY.as_bytes())?;
                 drop(machine_line);
@@ -90,14 +110,21 @@ pub(crate) fn start(
 /// The word by which a machine says that it can be used.
 const READY: &str = "ready";
 
-fn open(config: Config, socket: &Path, mode: u32) -> Result<Machine> {
+fn open(config: Config, service: &Service) -> Result<Machine> {
     let machine = engine::build(config)?;
-    machine.listen(socket, mode).map_err(|error| match &error {
+    let mode = if service.shared { SHARED } else { PRIVATE };
+    machine.listen(&service.socket, mode).map_err(|error| match &error {
         MachineError::Listen { source, .. } if *source == usgx_sys::Errno::ADDRINUSE => {
-            anyhow!("a machine is at {} already; 'usgx machine status' shows it", socket.display())
+            anyhow!("a machine is at {} already; 'usgx machine status' shows it", service.socket.display())
         }
         _ => anyhow!("{error}"),
     })?;
+    if let Some(metrics) = service.metrics {
+        machine.serve_metrics(metrics.address, metrics.anywhere).map_err(|error| match &error {
+            MachineError::MetricsAddress(_) => anyhow!("{error}: --metrics-anywhere says it"),
+            _ => anyhow!("{error}"),
+        })?;
+    }
     Ok(machine)
 }
 
@@ -114,8 +141,36 @@ pub(crate) fn stop(socket: &Path) -> Result<ExitCode> {
     match ask(socket, Request::Stop)? {
         Response::Stopping => Ok(ExitCode::SUCCESS),
         Response::Refused { reason } => bail!("the machine does not stop: {reason}"),
-        Response::Status { .. } => bail!("the machine at {} answers something else", socket.display()),
+        Response::Status { .. } | Response::Events { .. } => {
+            bail!("the machine at {} answers something else", socket.display())
+        }
     }
+}
+
+/// Reads a machine's numbers.
+///
+/// # Errors
+///
+/// If none answers.
+pub(crate) fn snapshot(socket: &Path) -> Result<StatsSnapshot> {
+    match ask(socket, Request::Status)? {
+        Response::Status { stats } => Ok(*stats),
+        Response::Refused { reason } => bail!("the machine does not tell: {reason}"),
+        Response::Stopping | Response::Events { .. } => {
+            bail!("the machine at {} answers something else", socket.display())
+        }
+    }
+}
+
+/// Listens to what happens in a machine.
+///
+/// # Errors
+///
+/// If none answers.
+pub(crate) fn listen(
+    socket: &Path,
+) -> Result<impl Iterator<Item = Result<(u64, Vec<EventRecord>), MachineError>> + use<>> {
+    client::events(socket).map_err(|error| anyhow!("{error}; 'usgx machine start' starts one"))
 }
 
 /// Shows a machine.
@@ -124,11 +179,7 @@ pub(crate) fn stop(socket: &Path) -> Result<ExitCode> {
 ///
 /// If none answers.
 pub(crate) fn status(socket: &Path, json: bool) -> Result<ExitCode> {
-    let stats = match ask(socket, Request::Status)? {
-        Response::Status { stats } => *stats,
-        Response::Refused { reason } => bail!("the machine does not tell: {reason}"),
-        Response::Stopping => bail!("the machine at {} answers something else", socket.display()),
-    };
+    let stats = snapshot(socket)?;
     if json {
         println!("{}", Statistics(stats).json());
     } else {

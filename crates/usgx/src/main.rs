@@ -2,7 +2,7 @@
 //!
 //! [`cli`] says what can be asked; [`run`] becomes the program and leaves an [`attendant`] behind, which puts
 //! the runtime into it ([`inject`], [`vdso`]) and is home to its machine ([`engine`]); [`machine`] is for
-//! machines that are shared, [`doctor`] and [`demo`] for people who are new here. The machine itself is in
+//! machines that are shared, [`sight`] shows what they do, [`doctor`] and [`demo`] for people who are new here. The machine itself is in
 //! `usgx-machine`, system calls are in `usgx-sys`.
 
 mod attendant;
@@ -13,6 +13,7 @@ mod engine;
 mod inject;
 mod machine;
 mod run;
+mod sight;
 mod size;
 mod statistics;
 mod vdso;
@@ -45,6 +46,10 @@ fn socket(place: Place) -> Result<std::path::PathBuf> {
     place.socket.map_or_else(machine::default_socket, Ok)
 }
 
+fn machine_of(target: cli::Target) -> Result<std::path::PathBuf> {
+    target.machine.map_or_else(machine::default_socket, Ok)
+}
+
 fn dispatch(command: Command, inherited: Inherited) -> Result<ExitCode> {
     match command {
         Command::Run(arguments) => {
@@ -61,11 +66,24 @@ fn dispatch(command: Command, inherited: Inherited) -> Result<ExitCode> {
             };
             run::run(request, inherited)
         }
-        Command::Machine(MachineCommand::Start { hardware, place, shared, foreground }) => {
-            machine::start(hardware.into(), &socket(place)?, shared, foreground, inherited)
+        Command::Machine(MachineCommand::Start {
+            hardware,
+            place,
+            shared,
+            foreground,
+            metrics,
+            metrics_anywhere,
+        }) => {
+            let metrics = metrics.map(|address| machine::Metrics { address, anywhere: metrics_anywhere });
+            let service = machine::Service { socket: socket(place)?, shared, metrics };
+            machine::start(hardware.into(), service, foreground, inherited)
         }
         Command::Machine(MachineCommand::Stop { place }) => machine::stop(&socket(place)?),
         Command::Machine(MachineCommand::Status { place, json }) => machine::status(&socket(place)?, json),
+        Command::Stats { target, json, interval } => sight::stats::show(&machine_of(target)?, json, interval),
+        Command::Top { target, interval } => sight::top::run(&machine_of(target)?, interval),
+        Command::Events { list: true, .. } => sight::events::list(),
+        Command::Events { target, json, only, .. } => sight::events::show(&machine_of(target)?, json, &only),
         Command::Doctor { json } => doctor::examine(json),
         Command::Demo => demo::show(),
         Command::DemoProgram => demo::program(),

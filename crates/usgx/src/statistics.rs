@@ -82,7 +82,7 @@ mod tests {
     fn the_table_names_every_number_and_json_comes_back() {
         let mut statistics = Statistics::default();
         statistics.0.epc_total_pages = 4096;
-        statistics.0.evictions = 54321;
+        statistics.0.counters.0.evictions = 54321;
         let table = statistics.table();
         for expected in ["EPC 16 MiB", "54,321", "EWB", "ELDU", "kicks", "reclaim scans"] {
             assert!(table.contains(expected), "{table}");
