@@ -122,6 +122,6 @@ impl Sight {
 
     fn tell(&self, enclave: Option<EnclaveId>, what: Happening) {
         let pid = worker::with_current(|link| link.map_or(0, |link| link.client.credentials().pid));
-        self.ring.push(self.age(), pid, enclave.map_or(0, |id| id.0), what);
+        self.ring.push(self.born, pid, enclave.map_or(0, |id| id.0), what);
     }
 }

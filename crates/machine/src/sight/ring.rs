@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -60,10 +60,11 @@ impl Ring {
         self.readers.load(Relaxed) != 0
     }
 
-    /// Adds an event, over the oldest one if there is no room.
-    pub(crate) fn push(&self, time: Duration, pid: u32, enclave: u64, what: Happening) {
-        let time_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    /// Adds an event, over the oldest one if there is no room. Its time is that since `born`, and is taken with the
+    /// lock held, so that times ascend as numbers do.
+    pub(crate) fn push(&self, born: Instant, pid: u32, enclave: u64, what: Happening) {
         let mut entries = self.entries.lock();
+        let time_us = u64::try_from(born.elapsed().as_micros()).unwrap_or(u64::MAX);
         if entries.kept.len() == self.size {
             entries.kept.pop_front();
         }
@@ -130,7 +131,7 @@ mod tests {
 
     fn push(ring: &Ring, count: u64) {
         for addr in 0..count {
-            ring.push(Duration::from_micros(addr), 1, 2, Happening::of(&Event::Load { addr }));
+            ring.push(Instant::now(), 1, 2, Happening::of(&Event::Load { addr }));
         }
     }
 
