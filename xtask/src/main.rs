@@ -6,6 +6,7 @@
 mod bench;
 mod demo;
 mod e2e;
+mod picture;
 mod selftests;
 mod tally;
 mod test;
@@ -41,6 +42,8 @@ enum Command {
     Tools(tools::Tools),
     /// Runs real programs under the built `usgx`
     E2e(e2e::E2e),
+    /// Turns the contents of a terminal, with colours, into an SVG: standard input to standard output
+    Picture(picture::Picture),
     /// Measures work against its floor, in the same run
     Bench(bench::Bench),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Selftests(selftests) => selftests.run(&workspace),
         Command::Tools(tools) => tools.run(&workspace),
         Command::E2e(e2e) => e2e.run(&workspace),
+        Command::Picture(picture) => picture.run(),
         Command::Bench(bench) => bench.run(&workspace),
     });
     match result {
