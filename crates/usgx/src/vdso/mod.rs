@@ -2,7 +2,7 @@
 //!
 //! Programs find the vDSO by `AT_SYSINFO_EHDR` and look symbols up in it in every way that ELF offers: the
 //! dynamic linker by version and GNU or SysV hash, others by walking the dynamic section, Intel's runtime by
-//! section headers. So [`write`] makes a whole ELF file. Each function in it is one jump through a table; the
+//! section headers. So [`mod@write`] makes a whole ELF file. Each function in it is one jump through a table; the
 //! table is the only part that depends on the process, because the kernel places its own vDSO at random:
 //! [`Template::image`] fills it in. [`read`] lists what the kernel's own image offers.
 
