@@ -2,6 +2,8 @@
 //!
 //! Inside, a [`Happening`] is plain data of 24 bytes. Names and arguments are given to it when somebody reads it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use usgx_driver::{After, Event, FaultEnd};
 
@@ -129,7 +131,7 @@ pub struct EventRecord {
     pub enclave: u64,
     /// The event's own numbers, each with its name.
     #[serde(default)]
-    pub args: Vec<(String, u64)>,
+    pub args: BTreeMap<String, u64>,
 }
 
 impl EventRecord {
@@ -162,7 +164,7 @@ mod tests {
         let what = Happening::of(&Event::Evict { addr: 0x1000, after: After::Kick });
         let record = EventRecord::new(7, 12, 3, 4, what);
         assert_eq!(record.event, "sgx:sgx_epc_evict_kicked");
-        assert_eq!(record.args, [("addr".to_owned(), 0x1000)]);
+        assert_eq!(record.args, BTreeMap::from([("addr".to_owned(), 0x1000)]));
         assert!(size_of::<Happening>() <= 32);
     }
 }

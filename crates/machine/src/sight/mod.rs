@@ -51,7 +51,7 @@ pub(crate) struct Latencies {
     pub(crate) reclaim: Histogram,
     /// Making the threads inside an enclave leave.
     pub(crate) kick: Histogram,
-    /// Waiting for a page that a reclaim pass has, or for a free one.
+    /// Waiting for a reclaim pass to end.
     pub(crate) wait: Histogram,
 }
 

@@ -19,7 +19,7 @@ pub struct Latencies {
     pub reclaim: Latency,
     /// Making the threads inside an enclave leave.
     pub kick: Latency,
-    /// Waiting for a page that a reclaim pass has, or for a free one.
+    /// Waiting for a reclaim pass to end.
     pub wait: Latency,
 }
 
@@ -33,7 +33,7 @@ impl Latencies {
             ("enclu", "ENCLU leaves that the machine carries out.", &self.enclu),
             ("reclaim", "Reclaim passes.", &self.reclaim),
             ("kick", "Making the threads inside an enclave leave.", &self.kick),
-            ("wait", "Waiting for a page in reclaim, or for a free one.", &self.wait),
+            ("wait", "Waiting for a reclaim pass to end.", &self.wait),
         ]
     }
 }

@@ -90,7 +90,7 @@ mod tests {
             pid: 4711,
             event: "sgx:sgx_epc_load".into(),
             enclave: 3,
-            args: vec![("addr".into(), 0x7f00)],
+            args: [("addr".to_owned(), 0x7f00)].into(),
         };
         assert_eq!(line(&event, false), "    4711     12.000345: sgx:sgx_epc_load: enclave=3 addr=0x7f00\n");
         let json: EventRecord = serde_json::from_str(&line(&event, true)).expect("JSON");

@@ -2,8 +2,6 @@
 //!
 //! 80 by 24 is enough for everything; what a wider terminal has room for is in [`columns`].
 
-use std::time::Duration;
-
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize as _};
@@ -167,8 +165,8 @@ fn draw_history(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let [left, _, right] =
         Layout::horizontal([Constraint::Fill(1), Constraint::Length(2), Constraint::Fill(1)]).areas(area);
     for (area, name, history, colour) in [
-        (left, "page faults in a second", &model.faults, Color::Yellow),
-        (right, "pages reclaimed in a second", &model.evictions, Color::Magenta),
+        (left, "faults/s", &model.faults, Color::Yellow),
+        (right, "reclaimed/s", &model.evictions, Color::Magenta),
     ] {
         let most = history.iter().copied().max().unwrap_or(0);
         let [title, graph] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
@@ -329,6 +327,8 @@ fn draw_question(frame: &mut Frame<'_>, doomed: &Doomed) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
