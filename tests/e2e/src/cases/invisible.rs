@@ -331,9 +331,9 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
                 language(stage, user, name, Path::new(program), arguments)
             }));
         }
-        let tests: [(&str, fn(&Stage, User) -> Result<Verdict>); 2] =
-            [("selftests under a timer of 1 kHz", ticking_selftests), ("gdb attaches", gdb)];
-        for (name, test) in tests {
+        type Test = fn(&Stage, User) -> Result<Verdict>;
+        let timer: (&str, Test) = ("selftests under a timer of 1 kHz", ticking_selftests);
+        for (name, test) in [timer, ("gdb attaches", gdb)] {
             trials.push(trial(stage, format!("interrupted/{}/{name}", user.name()), move |stage| {
                 test(stage, user)
             }));
