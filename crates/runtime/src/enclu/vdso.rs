@@ -122,7 +122,8 @@ pub unsafe extern "C" fn usgx_vdso_enter() {
         "mov dword ptr [rax + {phase}], {inside}",
         ".globl usgx_vdso_committed",
         "usgx_vdso_committed:",
-        "popfq",
+        // Not POPFQ: a debugger's TF would become the program's. Nobody relies on the other flags here.
+        "lea rsp, [rsp + 8]",
         "pop r11",
         "pop r10",
         "pop r9",
@@ -145,7 +146,7 @@ pub unsafe extern "C" fn usgx_vdso_enter() {
 
         // Not so: as if nothing had been tried.
         "7:",
-        "popfq",
+        "lea rsp, [rsp + 8]",
         "pop r11",
         "pop r10",
         "pop r9",
@@ -321,7 +322,7 @@ fn put_back(thread: &Thread, uc: &mut Ucontext) -> u64 {
     // The program's stack was writable a moment ago; if another thread has unmapped it, any registers will do.
     let Some(block) = usercopy::get::<Block>(address) else { return 0 };
     let to = &mut uc.mcontext;
-    to.eflags = block.rflags;
+    to.eflags = to.eflags & TF | block.rflags & !TF;
     (to.r8, to.r9, to.r10, to.r11) = (block.r8, block.r9, block.r10, block.r11);
     (to.r12, to.r13, to.r14, to.r15) = (block.r12, block.r13, block.r14, block.r15);
     (to.rdx, to.rsi, to.rdi) = (block.rdx, block.rsi, block.rdi);

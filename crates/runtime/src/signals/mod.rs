@@ -37,12 +37,18 @@ pub unsafe extern "C" fn usgx_restorer() {
 }
 
 /// What the kernel calls: the arguments are already those of [`on_signal`]. The flags that the interrupted code
-/// may have left are the kernel's to clear, but for alignment checks, which compiled code does not expect.
+/// may have left are the kernel's to clear, but for alignment checks, which compiled code does not expect. Flags are
+/// loaded only where those are on: POPFQ under a debugger's single step would make its TF the program's.
 #[unsafe(naked)]
 pub unsafe extern "C" fn usgx_signal() {
     naked_asm!(
         "pushfq",
-        "and dword ptr [rsp], ~0x40400",
+        "test dword ptr [rsp], 0x40000",
+        "jnz 2f",
+        "lea rsp, [rsp + 8]",
+        "jmp {handler}",
+        "2:",
+        "and dword ptr [rsp], ~0x40500",
         "popfq",
         "jmp {handler}",
         handler = sym on_signal,
