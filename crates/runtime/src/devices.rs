@@ -11,7 +11,7 @@ use usgx_wire::channel::{Request, device, op};
 use usgx_wire::slot::{NR_WORDS, call};
 
 use crate::arch::close;
-use crate::arch::syscall::{errno, nr, syscall};
+use crate::arch::syscall::{errno, nr, on_behalf};
 use crate::enclaves::{self, CHANGES, Enclave};
 use crate::process::reserve;
 use crate::syscalls::memory;
@@ -297,7 +297,7 @@ pub fn getdents(args: [u64; 6]) -> i64 {
     let [fd, buffer, len, ..] = args;
     if len < 4 * EXTRA as u64 || !is_fresh_dev(fd) {
         // SAFETY: the program's own call.
-        return unsafe { syscall(nr::GETDENTS64, args) };
+        return unsafe { on_behalf(nr::GETDENTS64, args) };
     }
     // SAFETY: the program's own call, behind the place for our entries.
     let result = unsafe { sys!(nr::GETDENTS64, fd, buffer + EXTRA as u64, len - EXTRA as u64) };

@@ -53,11 +53,11 @@ pub const RET: u16 = 0x06;
 /// Return value: let the call pass.
 pub const ALLOW: u32 = 0x7fff_0000;
 const TRAP: u32 = 0x0003_0000 | TRAP_DATA as u32;
-const ERRNO: u32 = 0x0005_0000;
 
 const AT_NR: u32 = 0;
 const AT_ARCH: u32 = 4;
-const AT_IP: u32 = 8;
+/// Offset of the instruction pointer.
+pub const AT_IP: u32 = 8;
 const AT_ARGS: u32 = 16;
 const ARCH_X86_64: u32 = 0xc000_003e;
 
@@ -138,14 +138,14 @@ impl Assembler {
         });
     }
 
-    /// Fails `number` with EBADF if its argument is one of the runtime's descriptors.
-    fn refuse_reserved(&mut self, number: u64, index: u32) {
+    /// Traps `number` if its argument is one of the reserved descriptor numbers.
+    fn trap_reserved(&mut self, number: u64, index: u32) {
         let boot = BOOT.get();
         self.when(number, |a| {
             a.argument(index);
-            a.push(JGE, 0, 7, boot.fd_base as u32);
-            a.push(JGE, 6, 0, (boot.fd_base + boot.fd_count) as u32);
-            a.image(errno::EBADF as u32 | ERRNO);
+            a.push(JGE, 0, 2, boot.fd_base as u32);
+            a.push(JGE, 1, 0, (boot.fd_base + boot.fd_count) as u32);
+            a.check();
             a.allow();
         });
     }
@@ -233,7 +233,7 @@ pub fn install() -> Result<(), i64> {
         a.allow();
     });
     for (number, index) in [(nr::CLOSE, 0), (nr::DUP2, 1), (nr::DUP3, 1)] {
-        a.refuse_reserved(number, index);
+        a.trap_reserved(number, index);
     }
     if boot.flags & flags::DEVICES_ARE_FILES == 0 {
         let paths =

@@ -4,7 +4,7 @@
 //! All threads share one [`Process`]. A vfork child runs in the same memory but has handlers of its own, so it
 //! gets a copy ([`crate::thread::Thread::separate`]). Everything else is shared even then.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use usgx_wire::boot::Boot;
 
@@ -61,11 +61,30 @@ pub fn is_first() -> bool {
     FIRST_PID.load(Ordering::Relaxed) == getpid()
 }
 
-/// Whether `fd` is one of the runtime's numbers.
-pub fn is_reserved(fd: i64) -> bool {
+/// Descriptors of the runtime's among the reserved numbers, one bit each. The others of these numbers are the
+/// program's if it opens so many files.
+static OWN: AtomicU64 = AtomicU64::new(0);
+
+/// The bit of `fd`, 0 if it is no reserved number.
+fn own_bit(fd: i32) -> u64 {
     let boot = BOOT.get();
-    let base = i64::from(boot.fd_base);
-    (base..base + i64::from(boot.fd_count)).contains(&fd)
+    let index = i64::from(fd) - i64::from(boot.fd_base);
+    if (0..i64::from(boot.fd_count.min(64))).contains(&index) { 1 << index } else { 0 }
+}
+
+/// Notes that `fd` is the runtime's.
+pub fn own(fd: i32) {
+    OWN.fetch_or(own_bit(fd), Ordering::Relaxed);
+}
+
+/// Notes that `fd` is nobody's.
+pub fn disown(fd: i32) {
+    OWN.fetch_and(!own_bit(fd), Ordering::Relaxed);
+}
+
+/// Whether `fd` is the runtime's, and not the program's to close or replace.
+pub fn is_own(fd: i32) -> bool {
+    OWN.load(Ordering::Relaxed) & own_bit(fd) != 0
 }
 
 /// Moves a descriptor out of the program's way, close-on-exec: to a reserved number if one is free, else to the
@@ -81,6 +100,7 @@ pub fn reserve(fd: i32) -> i32 {
     });
     let Some(moved) = moved else { return fd };
     close(fd);
+    own(moved);
     moved
 }
 

@@ -12,7 +12,7 @@ use usgx_wire::place::{RUNTIME_BASE, RUNTIME_END, VDSO_BASE};
 
 use crate::arch::syscall::nr;
 use crate::arch::{close, complain, fatal, getpid};
-use crate::process::{BOOT, FIRST_PID, PROCESS};
+use crate::process::{self, BOOT, FIRST_PID, PROCESS};
 use crate::signals::tables;
 use crate::thread::Thread;
 use crate::{cpuid, enclu, filter, link, sys};
@@ -74,6 +74,8 @@ extern "C" fn start() {
     // SAFETY: one thread.
     unsafe { BOOT.set(boot) };
     FIRST_PID.store(getpid(), Ordering::Relaxed);
+    process::own(boot.door_fd);
+    process::own(boot.attendant_fd);
     let Some(thread) = Thread::allocate((&raw const PROCESS).cast_mut()) else {
         fatal("usgx: no memory for the runtime\n");
     };

@@ -36,6 +36,7 @@ pub fn getpid() -> u32 {
 
 /// Closes a descriptor of the runtime's own.
 pub fn close(fd: i32) {
+    crate::process::disown(fd);
     // SAFETY: the runtime closes only what it opened.
     unsafe { sys!(nr::CLOSE, fd) };
 }

@@ -28,6 +28,33 @@ pub unsafe fn syscall(number: u64, args: [u64; 6]) -> i64 {
     result
 }
 
+/// Makes a call of the program's, for it: as [`syscall`], but filters that the program has installed see it.
+///
+/// # Safety
+/// As [`syscall`].
+#[inline(never)]
+#[unsafe(link_section = ".behalf")]
+pub unsafe fn on_behalf(number: u64, args: [u64; 6]) -> i64 {
+    let result: i64;
+    // SAFETY: the caller vouches for the call; RCX and R11 are the only registers that it clobbers.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number as i64 => result,
+            in("rdi") args[0],
+            in("rsi") args[1],
+            in("rdx") args[2],
+            in("r10") args[3],
+            in("r8") args[4],
+            in("r9") args[5],
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
 /// `sys!(nr::CLOSE, fd)`: a raw system call with up to six arguments, each cast to `u64`. Unsafe, as
 /// [`syscall`] is.
 #[macro_export]

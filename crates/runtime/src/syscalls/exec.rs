@@ -7,7 +7,7 @@
 use usgx_wire::boot::{EXEC_BEGIN, EXEC_FAILED, EXIT_NOTICE, ExecAnswer, ExecRequest, flags};
 
 use super::stubs;
-use crate::arch::syscall::{errno, nr, syscall};
+use crate::arch::syscall::{errno, nr, on_behalf};
 use crate::arch::{close, complain, getpid, gettid};
 use crate::link;
 use crate::process::{BOOT, is_first};
@@ -55,7 +55,7 @@ pub fn execve(uc: &mut Ucontext, number: u64, args: [u64; 6]) -> i64 {
         return number as i64;
     }
     // SAFETY: the program's own call.
-    let result = unsafe { syscall(number, args) };
+    let result = unsafe { on_behalf(number, args) };
     failed();
     result
 }

@@ -131,5 +131,5 @@ pub fn plain(uc: &mut Ucontext, number: u64, args: [u64; 6]) -> i64 {
         return number as i64;
     }
     // SAFETY: the program's own call.
-    unsafe { crate::arch::syscall::syscall(number, args) }
+    unsafe { crate::arch::syscall::on_behalf(number, args) }
 }

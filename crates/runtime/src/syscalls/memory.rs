@@ -16,7 +16,7 @@ use usgx_wire::slot::{NR_WORDS, call};
 use usgx_wire::window::entry;
 
 use crate::arch::close;
-use crate::arch::syscall::{errno, nr, syscall};
+use crate::arch::syscall::{errno, nr, on_behalf};
 use crate::devices;
 use crate::enclaves::{self, CHANGES, Enclave, Mapping};
 use crate::process::reserve;
@@ -60,14 +60,14 @@ pub fn mmap(thread: &mut Thread, args: [u64; 6]) -> i64 {
     let result = if replaces && enclaves::overlaps(start, len) {
         let _guard = CHANGES.lock();
         // SAFETY: the program's own call.
-        let result = unsafe { syscall(nr::MMAP, args) };
+        let result = unsafe { on_behalf(nr::MMAP, args) };
         if result >= 0 {
             forget_locked(thread, start, start + round_up(len).unwrap_or(len));
         }
         result
     } else {
         // SAFETY: the program's own call.
-        unsafe { syscall(nr::MMAP, args) }
+        unsafe { on_behalf(nr::MMAP, args) }
     };
     let patchable = of_file && flags & MAP_TYPE == MAP_PRIVATE && prot as u32 & PROT_EXEC != 0;
     if result > 0 && patchable && cpuid::needs_patching() {
@@ -344,7 +344,7 @@ pub fn mprotect(thread: &mut Thread, number: u64, args: [u64; 6]) -> i64 {
     let bytes = round_up(len).unwrap_or(0);
     if !enclaves::overlaps(start, bytes) || start & (PAGE - 1) != 0 || prot & !7 != 0 {
         // SAFETY: the program's own call.
-        let result = unsafe { syscall(number, args) };
+        let result = unsafe { on_behalf(number, args) };
         if result == 0 && prot as u32 & PROT_EXEC != 0 && cpuid::needs_patching() {
             cpuid::patch_range(start, bytes, prot as u32);
         }
@@ -358,7 +358,7 @@ pub fn mprotect(thread: &mut Thread, number: u64, args: [u64; 6]) -> i64 {
         let gap_end = next.map_or(end, |mapping| mapping.start.max(at));
         if gap_end > at {
             // SAFETY: the program's own memory between enclaves.
-            let result = unsafe { syscall(number, [at, gap_end - at, prot, args[3], 0, 0]) };
+            let result = unsafe { on_behalf(number, [at, gap_end - at, prot, args[3], 0, 0]) };
             if result < 0 {
                 return result;
             }
@@ -404,14 +404,14 @@ pub fn munmap(thread: &mut Thread, args: [u64; 6]) -> i64 {
     }
     if !enclaves::overlaps(start, len) {
         // SAFETY: the program's own call.
-        return unsafe { syscall(nr::MUNMAP, args) };
+        return unsafe { on_behalf(nr::MUNMAP, args) };
     }
     let _guard = CHANGES.lock();
     if enclaves::room() < 4 {
         return -errno::ENOMEM;
     }
     // SAFETY: the program's own call.
-    let result = unsafe { syscall(nr::MUNMAP, args) };
+    let result = unsafe { on_behalf(nr::MUNMAP, args) };
     if result == 0 {
         forget_locked(thread, start, start + round_up(len).unwrap_or(len));
     }
@@ -434,7 +434,7 @@ pub fn mremap(thread: &mut Thread, args: [u64; 6]) -> i64 {
         let hits = fixed && enclaves::overlaps(new, new_len);
         let _guard = hits.then(|| CHANGES.lock());
         // SAFETY: the program's own call.
-        let result = unsafe { syscall(nr::MREMAP, args) };
+        let result = unsafe { on_behalf(nr::MREMAP, args) };
         if hits && result >= 0 {
             forget_locked(thread, new, new + new_len);
         }
@@ -484,7 +484,7 @@ pub fn madvise(args: [u64; 6]) -> i64 {
     let [start, len, advice, ..] = args;
     if !enclaves::overlaps(start, len) {
         // SAFETY: the program's own call.
-        return unsafe { syscall(nr::MADVISE, args) };
+        return unsafe { on_behalf(nr::MADVISE, args) };
     }
     match advice {
         DONTNEED | FREE | REMOVE | DOFORK | DODUMP => -errno::EINVAL,

@@ -11,7 +11,7 @@ pub mod sandbox;
 pub mod spawn;
 pub mod stubs;
 
-use crate::arch::syscall::{errno, nr, syscall};
+use crate::arch::syscall::{errno, nr, on_behalf};
 use crate::devices;
 use crate::process::{self, BOOT};
 use crate::signals::deliver;
@@ -74,6 +74,8 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
             forward(number, args)
         }
 
+        nr::CLOSE if process::is_own(args[0] as i32) => -errno::EBADF,
+        nr::DUP2 | nr::DUP3 if process::is_own(args[1] as i32) => -errno::EBADF,
         nr::CLOSE_RANGE => close_range(args),
         nr::SECCOMP => sandbox::seccomp(args),
         nr::PRCTL => sandbox::prctl(args),
@@ -89,10 +91,12 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
 /// Makes the program's call here.
 fn forward(number: u64, args: [u64; 6]) -> i64 {
     // SAFETY: the program's own call, with its own arguments.
-    unsafe { syscall(number, args) }
+    unsafe { on_behalf(number, args) }
 }
 
 /// `close_range`, around the runtime's descriptors.
+///
+/// With `CLOSE_RANGE_UNSHARE` the first part makes the copy of the table, and the rest works on it.
 fn close_range(args: [u64; 6]) -> i64 {
     let (first, last, flags) = (args[0] as u32, args[1] as u32, args[2]);
     let boot = BOOT.get();
@@ -101,15 +105,21 @@ fn close_range(args: [u64; 6]) -> i64 {
     if first > last || last < base || first >= end {
         return forward(nr::CLOSE_RANGE, args);
     }
-    let mut result = 0;
-    if first < base {
-        // SAFETY: the program's descriptors below the runtime's.
-        result = unsafe { sys!(nr::CLOSE_RANGE, first, base - 1, flags) };
+    let mut from = first;
+    for fd in base.max(first)..end.min(last.saturating_add(1)) {
+        if !process::is_own(fd as i32) {
+            continue;
+        }
+        if from < fd {
+            let result = forward(nr::CLOSE_RANGE, [u64::from(from), u64::from(fd - 1), flags, 0, 0, 0]);
+            if result < 0 {
+                return result;
+            }
+        }
+        from = fd + 1;
     }
-    if last >= end && result == 0 {
-        // SAFETY: the program's descriptors above the runtime's.
-        result = unsafe { sys!(nr::CLOSE_RANGE, end, last, flags) };
+    if from > last {
+        return 0;
     }
-    debug_assert!(process::is_reserved(i64::from(base)));
-    result
+    forward(nr::CLOSE_RANGE, [u64::from(from), u64::from(last), flags, 0, 0, 0])
 }

@@ -13,7 +13,7 @@ use usgx_wire::channel::{Request, op};
 
 use super::memory;
 use crate::arch::lock::RawLock;
-use crate::arch::syscall::{errno, nr, syscall};
+use crate::arch::syscall::{errno, nr, on_behalf};
 use crate::arch::{close, complain};
 use crate::enclu;
 use crate::signals::frame::{FP_MAGIC1, FXSAVE_SIZE, FpState, OWNED, Sigaction, StackT, Ucontext, bit};
@@ -42,6 +42,7 @@ struct Spawn {
 }
 
 enum How {
+    Fork,
     Clone([u64; 6]),
     Clone3([u64; MAX_WORDS], u64),
 }
@@ -49,7 +50,7 @@ enum How {
 impl Spawn {
     fn parse(number: u64, args: [u64; 6]) -> Result<Self, i64> {
         Ok(match number {
-            nr::FORK => Self { flags: SIGCHLD, sp: 0, how: How::Clone([SIGCHLD, 0, 0, 0, 0, 0]) },
+            nr::FORK => Self { flags: SIGCHLD, sp: 0, how: How::Fork },
             nr::VFORK => {
                 let flags = CLONE_VM | CLONE_VFORK | SIGCHLD;
                 Self { flags, sp: 0, how: How::Clone([flags, 0, 0, 0, 0, 0]) }
@@ -117,6 +118,7 @@ fn share(thread: &mut Thread, uc: &mut Ucontext, spawn: &Spawn) -> i64 {
     // Outlives the call, unlike the arm that fills it.
     let long: [u64; MAX_WORDS];
     let (number, args) = match &spawn.how {
+        How::Fork => (nr::FORK, [0; 6]),
         How::Clone(args) => (nr::CLONE, [args[0], top, args[2], args[3], args[4], 0]),
         How::Clone3(words, size) => {
             let mut words = *words;
@@ -174,6 +176,8 @@ fn lay_out(child: &mut Thread, uc: &Ucontext, spawn: &Spawn) -> u64 {
 ///
 /// # Safety
 /// The child's stack pointer among the arguments points at a [`Start`], 16-byte aligned.
+#[inline(never)]
+#[unsafe(link_section = ".behalf")]
 unsafe fn clone_onto(number: u64, args: &[u64; 6]) -> i64 {
     let result: i64;
     // SAFETY: the parent side is an ordinary call; the child never comes back here.
@@ -262,13 +266,15 @@ fn fork(thread: &mut Thread, uc: &mut Ucontext, spawn: &Spawn) -> i64 {
     locks.iter().for_each(|lock| lock.acquire());
     let result = match &spawn.how {
         // SAFETY: the child runs on its copy of this very stack.
-        How::Clone(args) => unsafe { syscall(nr::CLONE, [args[0], 0, args[2], args[3], args[4], 0]) },
+        How::Fork => unsafe { on_behalf(nr::FORK, [0; 6]) },
+        // SAFETY: as above.
+        How::Clone(args) => unsafe { on_behalf(nr::CLONE, [args[0], 0, args[2], args[3], args[4], 0]) },
         How::Clone3(words, size) => {
             let mut words = *words;
             words[5] = 0;
             words[6] = 0;
             // SAFETY: as above.
-            unsafe { sys!(nr::CLONE3, words.as_ptr(), *size) }
+            unsafe { on_behalf(nr::CLONE3, [words.as_ptr() as u64, *size, 0, 0, 0, 0]) }
         }
     };
     locks.iter().rev().for_each(|lock| lock.release());

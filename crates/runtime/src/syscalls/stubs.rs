@@ -16,12 +16,14 @@ const RED_ZONE: u64 = 128;
 
 /// Frame: return address.
 #[unsafe(naked)]
+#[unsafe(link_section = ".behalf")]
 unsafe extern "C" fn usgx_plain_stub() {
     naked_asm!("syscall", ".globl usgx_plain_stub_after", "usgx_plain_stub_after:", "ret 128")
 }
 
 /// Frame: [`MaskFrame`]. Gives back the registers that pointed at the frame's mask.
 #[unsafe(naked)]
+#[unsafe(link_section = ".behalf")]
 unsafe extern "C" fn usgx_mask_stub() {
     naked_asm!(
         "syscall",
@@ -40,6 +42,7 @@ unsafe extern "C" fn usgx_mask_stub() {
 
 /// Frame: return address. A failed `execve` comes back to the runtime by way of `SIGILL`.
 #[unsafe(naked)]
+#[unsafe(link_section = ".behalf")]
 unsafe extern "C" fn usgx_exec_stub() {
     naked_asm!("syscall", ".globl usgx_exec_failed", "usgx_exec_failed:", "ud2")
 }
