@@ -16,7 +16,6 @@ use crate::devices;
 use crate::process::{self, BOOT};
 use crate::signals::deliver;
 use crate::signals::frame::{SigInfo, Ucontext};
-use crate::sys;
 use crate::thread::Thread;
 
 /// `arch_prctl`: whether CPUID is allowed.
