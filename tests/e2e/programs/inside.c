@@ -475,8 +475,8 @@ static void tick(int number, siginfo_t *info, void *context)
 	ticks++;
 	if (rip - (uint64_t)base < SIZE)
 		wrong_ticks++;
-	/* At the AEP the registers are those of an asynchronous exit. */
-	if (regs[REG_RAX] == ERESUME && (uint64_t)regs[REG_RBX] - (uint64_t)base < SIZE) {
+	/* At the AEP the registers are those of an asynchronous exit; on the way to a resume some are the same. */
+	if (!debug && regs[REG_RAX] == ERESUME && (uint64_t)regs[REG_RBX] - (uint64_t)base < SIZE) {
 		inside_ticks++;
 		if (rip != (uint64_t)regs[REG_RCX] || regs[REG_RDI] || regs[REG_RSI] || regs[REG_RDX] || regs[REG_R8] ||
 		    regs[REG_R15] || regs[REG_EFL] & 0x8d5)
@@ -1234,6 +1234,63 @@ static void debugged(void)
 	printf("wrong %d\n", wrong);
 }
 
+static volatile long strange;
+static char *volatile program_fs;
+
+/* A handler that is called anywhere in an ECALL: outside, or just left by an asynchronous exit. Never in between. */
+static void judge(int number, siginfo_t *info, void *context)
+{
+	greg_t *regs = registers(context);
+	int left_inside = regs[REG_RAX] == ERESUME && (uint64_t)regs[REG_RBX] - (uint64_t)base < SIZE &&
+			  regs[REG_RIP] == regs[REG_RCX];
+	char *fs = __builtin_thread_pointer();
+
+	tick(number, info, context);
+	strange += fs != program_fs;
+	/* The thread can be entered: at the frame above the interrupted one, or as if it had never been. */
+	struct request request = { .operation = NOP, .a = 7 };
+	struct sgx_enclave_run run = visit(0, &request, EENTER);
+
+	if (run.function != EEXIT || (request.frame == 0) != (request.result == 8))
+		strange++;
+	else if (debug ? left_inside && !request.frame : left_inside ? request.frame != 1 : request.frame != 0 || request.result != 8)
+		strange++;
+}
+
+__attribute__((noinline)) void round_begins(void)
+{
+	__asm__ volatile("");
+}
+
+__attribute__((noinline)) void round_ends(void)
+{
+	__asm__ volatile("");
+}
+
+/* Rounds for `stepper`, until SIGTERM; of a debug enclave, with an exception, its repair and a resume in each. */
+static void stepped(void)
+{
+	int wrong = 0;
+
+	program_fs = __builtin_thread_pointer();
+	install(SIGTERM, end, 0);
+	install(SIGUSR1, judge, 0);
+	nop(0, 0);
+	printf("%#lx %#lx %#lx %#x\n", (long)round_begins, (long)round_ends, (long)base, SIZE);
+	while (!ended) {
+		struct request request = { .operation = debug ? UD2 : NOP, .a = 1 };
+		struct sgx_enclave_run run = { .tcs = tcs(0), .user_handler = debug ? (uintptr_t)answer_with : 0 };
+
+		round_begins();
+		int result = enter(&request, EENTER, &run, vdso_enter, 0);
+
+		round_ends();
+		wrong += result || run.function != EEXIT || request.result != 2;
+	}
+	printf("handled %d, inside %d, results wrong %d, contexts wrong %ld, in between %ld\n", ticks > 100, debug || inside_ticks > 0,
+	       wrong, wrong_ticks, strange);
+}
+
 /* What a debugger may read and write: of a page that the enclave has touched, and of one that it has not. */
 static void peeking(void)
 {
@@ -1300,7 +1357,7 @@ int main(int argc, char **argv)
 		{ "ends", ends },	    { "cancelling", cancelling },   { "jumping", jumping },
 		{ "signalled", signalled }, { "stopping", stopping },	    { "wide", wide },
 		{ "deadly", deadly },	    { "passed", passed },	    { "closing", closing },
-		{ "crowd", crowd },	    { "debugged", debugged },	    { "peeking", peeking },
+		{ "crowd", crowd },	    { "debugged", debugged },   { "stepped", stepped },	    { "peeking", peeking },
 	};
 
 	setvbuf(stdout, NULL, _IOLBF, 0);

@@ -129,6 +129,11 @@ impl Process {
         self.stdout.look(|state| String::from_utf8_lossy(&state.bytes).into_owned())
     }
 
+    /// Its standard output by now.
+    pub(crate) fn text_so_far(&self) -> String {
+        self.stdout.look(|state| String::from_utf8_lossy(&state.bytes).into_owned())
+    }
+
     /// Waits for its end, and kills it when time is up.
     pub(crate) fn finish(mut self, limit: Duration) -> Result<Outcome> {
         self.stdin = None;

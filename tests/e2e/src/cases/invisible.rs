@@ -332,8 +332,15 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
             }));
         }
         type Test = fn(&Stage, User) -> Result<Verdict>;
-        let timer: (&str, Test) = ("selftests under a timer of 1 kHz", ticking_selftests);
-        for (name, test) in [timer, ("gdb attaches", gdb)] {
+        let tests: [(&str, Test); 4] = [
+            ("selftests under a timer of 1 kHz", ticking_selftests),
+            ("gdb attaches", gdb),
+            ("a signal at each instruction of an ECALL", |stage, user| stepped(stage, user, &[])),
+            ("a signal at each instruction of an exception and a resume", |stage, user| {
+                stepped(stage, user, &["exceptions"])
+            }),
+        ];
+        for (name, test) in tests {
             trials.push(trial(stage, format!("interrupted/{}/{name}", user.name()), move |stage| {
                 test(stage, user)
             }));
@@ -425,4 +432,21 @@ fn gdb(stage: &Stage, user: User) -> Result<Verdict> {
     );
     program.signal(Signal::TERM).context("the program has gone")?;
     expect(&program.finish(SHORT)?, 0, "ready\nwrong 0\n")
+}
+
+/// Single-steps through one round of the program, and then sends it a signal at each place of such a round.
+fn stepped(stage: &Stage, user: User, more: &[&str]) -> Result<Verdict> {
+    let mut program = stage.run(user, &[], stage.program("inside", Link::Dynamic));
+    let mut program = Process::start(program.arg(stage.key()).arg("stepped").args(more))?;
+    program.wait_for("\n", SHORT)?;
+    let line = program.text_so_far();
+    let mut stepper = stage.command(user, stage.program("stepper", Link::Static));
+    stepper.arg(program.pid().to_string()).args(line.split_whitespace());
+    let outcome = process::run(&mut stepper, b"", LONG)?;
+    if outcome.text().starts_with("seize: Operation not permitted") {
+        return Ok(Verdict::Skipped("this host does not let a user trace a program of their own".to_owned()));
+    }
+    expect(&outcome, 0, "reached 1, in the enclave 1\n")?;
+    let verdict = "handled 1, inside 1, results wrong 0, contexts wrong 0, in between 0\n";
+    expect(&program.finish(SHORT)?, 0, &format!("{line}{verdict}"))
 }
