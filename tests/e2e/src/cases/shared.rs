@@ -36,9 +36,12 @@ impl Machine {
             .arg(&socket)
             .args(options);
         let process = Process::start(&mut command)?;
-        let deadline = Instant::now() + SHORT;
+        let deadline = Instant::now() + LONG;
+        // A look at all processes can miss one that is just starting, so one look proves nothing.
+        let mut missed = 0;
         while !socket.exists() {
-            if Instant::now() >= deadline || process.left_over().is_empty() {
+            missed = if process.left_over().is_empty() { missed + 1 } else { 0 };
+            if Instant::now() >= deadline || missed > 20 {
                 let outcome = process.finish(Duration::from_secs(1))?;
                 bail!("no socket at {}: {}", socket.display(), outcome.describe());
             }
