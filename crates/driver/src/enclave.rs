@@ -16,6 +16,7 @@ use crate::page::Place;
 use crate::seams::{AddressSpaces, BackingStore, EnclaveId, Machine};
 use crate::state::{DEBUG, State};
 use crate::stats::{Counter, EnclaveStats, Events};
+use crate::va::VaPlace;
 
 /// How far an enclave has come.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -130,7 +131,19 @@ impl<M: Machine> Drop for Inner<M> {
         if let Some(secs) = state.secs.and_then(Place::epc_page) {
             kernel.release(secs);
         }
-        state.va.pages().for_each(|page| kernel.release_va(page));
+        for place in state.va.places() {
+            match place {
+                VaPlace::Resident(page) => {
+                    kernel
+                        .epc
+                        .unmark_reclaimable(page)
+                        .expect("a pass holds a reference to the owner of its pages");
+                    kernel.release_va(page);
+                }
+                VaPlace::Evicted(root) => kernel.give_root_slot(root),
+                VaPlace::Lost => {}
+            }
+        }
         if state.secs.is_some() {
             kernel.store.destroy(self.id);
         }
@@ -207,6 +220,7 @@ impl<M: Machine> Enclave<M> {
             pages: state.page_count,
             resident: state.resident,
             va_pages: state.va.len() as u64,
+            va_resident: state.va.resident().count() as u64,
             pages_added: events.pages_added.get(),
             epc_faults: events.faults.get(),
             remaps: events.remaps.get(),

@@ -25,6 +25,8 @@ pub(crate) struct Events {
     pub(crate) remaps: Counter,
     pub(crate) evictions: Counter,
     pub(crate) loads: Counter,
+    pub(crate) va_evictions: Counter,
+    pub(crate) va_loads: Counter,
     pub(crate) etracks: Counter,
     pub(crate) kicks: Counter,
 }
@@ -46,6 +48,10 @@ pub struct Stats {
     pub evictions: u64,
     /// Pages loaded (ELDU).
     pub loads: u64,
+    /// VA pages written back (EWB), not counted among the evictions.
+    pub va_evictions: u64,
+    /// VA pages loaded (ELDU), not counted among the loads.
+    pub va_loads: u64,
     /// Tracking cycles started (ETRACK).
     pub etracks: u64,
     /// Times that threads were made to leave an enclave.
@@ -77,6 +83,8 @@ pub struct EnclaveStats {
     pub resident: u64,
     /// VA pages.
     pub va_pages: u64,
+    /// VA pages of these that are in the EPC.
+    pub va_resident: u64,
     /// Pages ever added, by EADD and EAUG.
     pub pages_added: u64,
     /// Page faults.

@@ -57,6 +57,16 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         freed
     }
 
+    /// As many passes as it takes to look at every page that is on the list now; returns how many they freed.
+    pub fn reclaim_round(&self) -> usize {
+        let (active, start) = (self.lru.lock().len() as u64, self.counters.scanned.load(Relaxed));
+        let mut freed = 0;
+        while self.counters.scanned.load(Relaxed) - start < active && self.can_reclaim() {
+            freed += self.reclaim_pass();
+        }
+        freed
+    }
+
     /// How many passes have ended. Read before one meets a page in reclaim, it names what to wait for.
     pub fn passes_ended(&self) -> u64 {
         // Acquire: pairs with the Release in `reclaim_pass`, and keeps later looks at pages after this one.
@@ -118,13 +128,17 @@ impl<H: HeldOwner> Isolated<H> {
         for_each_owner(&self.0, |owner, victims, start| {
             owner.age(victims, &mut ages[start..start + victims.len()]);
         });
-        let refused = ages.iter().filter(|age| **age == Age::Refused).count();
+        let count = |kind| ages.iter().filter(|age| **age == kind).count();
+        let mut refused = count(Age::Refused);
+        if count(Age::Young) == 0 {
+            refused += count(Age::Needed);
+        }
         epc.counters.refused.fetch_add(refused, Relaxed);
         let (mut kept, mut marked) = (Vec::new(), Vec::with_capacity(self.0.len()));
         for (entry, age) in self.0.into_iter().zip(ages) {
             match age {
                 Age::Old => marked.push(entry),
-                Age::Young | Age::Refused => kept.push(entry),
+                Age::Young | Age::Needed | Age::Refused => kept.push(entry),
             }
         }
         kept.sort_by_key(|entry: &Entry<H>| entry.order);
@@ -153,7 +167,7 @@ impl<H: HeldOwner> Blocked<H> {
         epc.put_back(outcome().filter(|(_, w)| *w == Written::Kept).map(|(page, _)| page));
         {
             let mut lru = epc.lru.lock();
-            for page in gone() {
+            for (page, _) in outcome().filter(|(_, w)| *w != Written::Kept) {
                 lru.clear_owner(page);
                 epc.states[page.index()].change(PageState::Reclaiming, PageState::Owned);
             }
