@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use lock_api::Mutex;
-use usgx_epc::{Epc, Platform};
+use usgx_epc::{Epc, NodeStats, NotEpc, Platform, Poisoned};
 use usgx_isa::{Encls, EpcPage};
 
 use crate::config::Config;
@@ -114,6 +114,20 @@ impl<M: Machine> Driver<M> {
         self.0.epc.sanitize(&*self.0.hw)
     }
 
+    /// Takes note that an EPC page is broken, from whoever handles machine checks. It will not be handed out again; an
+    /// enclave that has it keeps it to its end.
+    ///
+    /// # Errors
+    /// `ENXIO`: the page is not in the EPC.
+    pub fn memory_failure(&self, page: EpcPage) -> Result<Poisoned, Errno> {
+        self.0.epc.memory_failure(page).map_err(|NotEpc| Errno::ENXIO)
+    }
+
+    /// How much EPC each node has.
+    pub fn nodes(&self) -> Vec<NodeStats> {
+        self.0.epc.nodes()
+    }
+
     /// Whether `ksgxd` should run a pass now rather than sleep.
     pub fn ksgxd_should_run(&self) -> bool {
         self.0.epc.should_reclaim()
@@ -171,6 +185,7 @@ impl<M: Machine> Driver<M> {
             free_pages: epc.free as u64,
             peak_pages: epc.peak_used as u64,
             leaked_pages: epc.leaked as u64,
+            poisoned_pages: epc.poisoned as u64,
             reclaim_scans: epc.passes,
             pages_scanned: epc.scanned,
             direct_reclaims: epc.direct,

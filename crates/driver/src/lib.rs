@@ -61,4 +61,4 @@ pub use seams::{
     AddressSpaces, BackingStore, Caller, Efault, EnclaveId, Machine, MapFailed, SourceError, StoreError,
 };
 pub use stats::{EnclaveStats, Stats};
-pub use usgx_epc::{Platform, Policy, SectionConfig};
+pub use usgx_epc::{NodeStats, Platform, Poisoned, Policy, SectionConfig};

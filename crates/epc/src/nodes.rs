@@ -8,11 +8,23 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use lock_api::{Mutex, RawMutex};
+use lock_api::{Mutex, MutexGuard, RawMutex};
 use usgx_isa::EpcPage;
 
 use crate::epc::SectionConfig;
+use crate::poison::Poison;
 use crate::state::{PageState, StateCell};
+
+/// How much EPC a node has. Linux shows the first as `sgx_total_bytes` of the node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NodeStats {
+    /// The node's number.
+    pub node: usize,
+    /// Pages in its sections.
+    pub total: usize,
+    /// Pages on its free list.
+    pub free: usize,
+}
 
 /// A node that has EPC.
 struct Node<R> {
@@ -53,14 +65,32 @@ impl<R: RawMutex> Nodes<R> {
         })
     }
 
-    /// Puts `page`, whose state is `from`, on the free list of its node.
-    pub(crate) fn put(&self, page: EpcPage, from: PageState, states: &[StateCell]) {
-        let section = self.sections.iter().find(|section| section.contains(page));
-        let id = section.expect("only pages of a section are ever handed out").node;
-        let node = self.nodes.iter().find(|node| node.id == id).expect("each section's node is listed");
-        let mut free = node.free.lock();
+    /// Puts `page`, whose state is `from`, on the free list of its node; returns false if it is broken and retired.
+    pub(crate) fn put(&self, page: EpcPage, from: PageState, states: &[StateCell], poison: &Poison) -> bool {
+        let mut free = self.free_list_of(page);
+        if poison.has(page) {
+            states[page.index()].change(from, PageState::Poisoned);
+            return false;
+        }
         states[page.index()].change(from, PageState::Free);
         free.push_back(page);
+        true
+    }
+
+    /// Locks the free list of the node of `page`, which is in a section.
+    pub(crate) fn free_list_of(&self, page: EpcPage) -> MutexGuard<'_, R, VecDeque<EpcPage>> {
+        let section = self.sections.iter().find(|section| section.contains(page));
+        let id = section.expect("only pages of a section are ever handed out").node;
+        self.nodes.iter().find(|node| node.id == id).expect("each section's node is listed").free.lock()
+    }
+
+    /// The sizes of all nodes.
+    pub(crate) fn stats(&self) -> Vec<NodeStats> {
+        let total = |id| self.sections.iter().filter(|s| s.node == id).map(|s| s.pages as usize).sum();
+        self.nodes
+            .iter()
+            .map(|node| NodeStats { node: node.id, total: total(node.id), free: node.free.lock().len() })
+            .collect()
     }
 
     /// The lengths of all free lists together.

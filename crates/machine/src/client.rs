@@ -19,6 +19,8 @@ pub(crate) const MAX_MESSAGE: usize = 128 * 1024;
 pub enum Request {
     /// How are you?
     Status,
+    /// Evict all that can be evicted. Only for the machine's own user, and root.
+    Shrink,
     /// Stop, now; the programs' enclaves are lost. Only for the machine's own user, and root.
     Stop,
 }
@@ -31,6 +33,11 @@ pub enum Response {
     Status {
         /// The counters.
         stats: Box<StatsSnapshot>,
+    },
+    /// It has evicted what it could.
+    Shrunk {
+        /// EPC pages that became free.
+        pages: u64,
     },
     /// It stops.
     Stopping,

@@ -91,7 +91,6 @@ impl Machine {
             Arc::new(spaces),
             Arc::clone(&store),
         );
-        driver.sanitize();
 
         let (garbage, collected) = queue();
         let host = Arc::new(Host {

@@ -114,8 +114,26 @@ pub(crate) fn stop(socket: &Path) -> Result<ExitCode> {
     match ask(socket, Request::Stop)? {
         Response::Stopping => Ok(ExitCode::SUCCESS),
         Response::Refused { reason } => bail!("the machine does not stop: {reason}"),
-        Response::Status { .. } => bail!("the machine at {} answers something else", socket.display()),
+        Response::Status { .. } | Response::Shrunk { .. } => {
+            bail!("the machine at {} answers something else", socket.display())
+        }
     }
+}
+
+/// Has a machine evict all that it can.
+///
+/// # Errors
+///
+/// If none answers, or it does not do that for this user.
+pub(crate) fn shrink(socket: &Path) -> Result<ExitCode> {
+    match ask(socket, Request::Shrink)? {
+        Response::Shrunk { pages } => println!("{} of EPC became free", Size(pages * PAGE_SIZE)),
+        Response::Refused { reason } => bail!("the machine does not shrink: {reason}"),
+        Response::Status { .. } | Response::Stopping => {
+            bail!("the machine at {} answers something else", socket.display())
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Shows a machine.
@@ -127,7 +145,9 @@ pub(crate) fn status(socket: &Path, json: bool) -> Result<ExitCode> {
     let stats = match ask(socket, Request::Status)? {
         Response::Status { stats } => *stats,
         Response::Refused { reason } => bail!("the machine does not tell: {reason}"),
-        Response::Stopping => bail!("the machine at {} answers something else", socket.display()),
+        Response::Stopping | Response::Shrunk { .. } => {
+            bail!("the machine at {} answers something else", socket.display())
+        }
     };
     if json {
         println!("{}", Statistics(stats).json());

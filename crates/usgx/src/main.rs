@@ -65,6 +65,7 @@ fn dispatch(command: Command, inherited: Inherited) -> Result<ExitCode> {
             machine::start(hardware.into(), &socket(place)?, shared, foreground, inherited)
         }
         Command::Machine(MachineCommand::Stop { place }) => machine::stop(&socket(place)?),
+        Command::Machine(MachineCommand::Shrink { place }) => machine::shrink(&socket(place)?),
         Command::Machine(MachineCommand::Status { place, json }) => machine::status(&socket(place)?, json),
         Command::Doctor { json } => doctor::examine(json),
         Command::Demo => demo::show(),

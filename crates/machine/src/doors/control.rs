@@ -44,18 +44,33 @@ pub(crate) fn serve(host: &Arc<Host>, door: &OwnedFd, bytes: &[u8], clients: Vec
             }
             Wish::Nothing
         }
-        Request::Stop => {
-            let own = process::effective_uid();
-            let allowed = socket::peer(door).is_ok_and(|peer| peer.uid == own || peer.uid == 0);
-            if allowed {
-                answer(door, Response::Stopping);
-                return Wish::Stop;
-            }
-            let reason = format!("only root and the user with ID {own} may stop this machine");
+        Request::Shrink | Request::Stop if !is_operator(door) => {
+            let reason = format!("only root and the user with ID {} may do that", process::effective_uid());
             answer(door, Response::Refused { reason });
             Wish::Nothing
         }
+        Request::Shrink => {
+            // Evicts everything, for which the event loop must not wait.
+            let (host, door) = (Arc::clone(host), door.try_clone());
+            let Ok(door) = door else { return Wish::Nothing };
+            let started = std::thread::Builder::new().name("shrink".into()).spawn(move || {
+                answer(&door, Response::Shrunk { pages: host.driver.shrink() as u64 });
+            });
+            if let Err(error) = started {
+                tracing::warn!(%error, "cannot shrink");
+            }
+            Wish::Nothing
+        }
+        Request::Stop => {
+            answer(door, Response::Stopping);
+            Wish::Stop
+        }
     }
+}
+
+/// Whether the other end is the machine's own user, or root.
+fn is_operator(door: &OwnedFd) -> bool {
+    socket::peer(door).is_ok_and(|peer| peer.uid == process::effective_uid() || peer.uid == 0)
 }
 
 fn answer(door: &OwnedFd, mut response: Response) {

@@ -1,4 +1,4 @@
-//! `ksgxd`: the thread that reclaims EPC pages in the background.
+//! `ksgxd`: the thread that makes the EPC usable, and then reclaims pages in the background.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,10 @@ pub(crate) fn start(
     platform: Arc<HostPlatform>,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("ksgxd".into()).spawn(move || {
+        let unusable = driver.sanitize();
+        if unusable != 0 {
+            tracing::warn!(unusable, "EPC pages cannot be removed and stay unused");
+        }
         while platform.wait_for_work() {
             let mut idle_passes = 0;
             while driver.ksgxd_should_run() && !platform.is_stopped() {
