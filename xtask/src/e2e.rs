@@ -5,8 +5,8 @@ use std::{env, fs};
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::report::Report;
 use crate::selftests;
-use crate::tally::Tally;
 use crate::test::run_counted;
 use crate::tools;
 use crate::workspace::{self, Workspace};
@@ -25,18 +25,18 @@ pub(crate) struct E2e {
 
 impl E2e {
     pub(crate) fn run(self, workspace: &Workspace) -> Result<()> {
-        let tally = tests(workspace, &self)?;
-        ensure!(tally.failed == 0, "{} end-to-end tests failed", tally.failed);
+        let failed = tests(workspace, &self)?.tally.failed;
+        ensure!(failed == 0, "{failed} end-to-end tests failed");
         Ok(())
     }
 }
 
-/// Runs all end-to-end tests and counts them.
-pub(crate) fn run_all(workspace: &Workspace) -> Result<Tally> {
+/// Runs all end-to-end tests.
+pub(crate) fn run_all(workspace: &Workspace) -> Result<Report> {
     tests(workspace, &E2e { filter: None, usgx: None, threads: None })
 }
 
-fn tests(workspace: &Workspace, options: &E2e) -> Result<Tally> {
+fn tests(workspace: &Workspace, options: &E2e) -> Result<Report> {
     let usgx = match &options.usgx {
         Some(path) => fs::canonicalize(path).with_context(|| format!("no usgx at {path}"))?,
         None => workspace.build_usgx()?,

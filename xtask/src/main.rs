@@ -6,7 +6,10 @@
 mod bench;
 mod demo;
 mod e2e;
+mod echo;
+mod harness;
 mod picture;
+mod report;
 mod selftests;
 mod tally;
 mod test;

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that CI checks, in steps. A step that fails does not stop the others, so
-//! one run tells everything. The last line is for CI to read.
+//! one run tells everything. The last lines tell what was skipped, and what failed and why; the very last one is
+//! for CI to read.
 
 use std::io::{self, BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -8,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
-use crate::tally::{Counter, Tally};
+use crate::harness::Harness;
+use crate::report::{Finding, Report};
+use crate::tally::Tally;
 use crate::workspace::{self, Workspace, show};
 use crate::{e2e, tidy};
 
@@ -42,9 +45,8 @@ enum Step {
 
 struct Outcome {
     step: Step,
-    tally: Tally,
+    report: Report,
     time: Duration,
-    error: Option<anyhow::Error>,
 }
 
 impl Test {
@@ -53,37 +55,33 @@ impl Test {
         for step in Step::value_variants().iter().filter(|s| self.only.is_empty() || self.only.contains(s)) {
             println!("\n==== {} ====", step.name());
             let start = Instant::now();
-            let result = step.run(workspace);
+            let report =
+                step.run(workspace).unwrap_or_else(|error| Report::failed("the step itself", &error));
             let time = start.elapsed();
-            let (tally, error) = match result {
-                Ok(tally) => (tally, None),
-                Err(error) => (Tally::of_check(false), Some(error)),
-            };
-            if let Some(error) = &error {
-                println!("{} failed: {error:#}", step.name());
-            }
-            println!("---- {}: {tally} in {:.1} s", step.name(), time.as_secs_f64());
-            outcomes.push(Outcome { step: *step, tally, time, error });
+            println!("---- {}: {} in {:.1} s", step.name(), report.tally, time.as_secs_f64());
+            outcomes.push(Outcome { step: *step, report, time });
         }
-        summarise(&outcomes)
+        let (text, total) = summary(&outcomes);
+        print!("{text}");
+        ensure!(total.failed == 0, "{} of {} checks failed", total.failed, total.total());
+        Ok(())
     }
 }
 
-/// Prints the summary; an error if anything failed.
-fn summarise(outcomes: &[Outcome]) -> Result<()> {
+/// The end of the log: a line for each step, what was skipped, what failed and why, and the line for CI.
+fn summary(outcomes: &[Outcome]) -> (String, Tally) {
     let mut total = Tally::default();
-    println!("\n==== summary ====");
-    for Outcome { step, tally, time, error } in outcomes {
-        let verdict = if tally.failed == 0 { "ok" } else { "FAILED" };
-        println!("{:8} {verdict:6} {:7.1} s  {tally}", step.name(), time.as_secs_f64());
-        if let Some(error) = error {
-            println!("         {error:#}");
-        }
-        total += *tally;
+    let mut text = "\n==== summary ====\n".to_owned();
+    for Outcome { step, report, time } in outcomes {
+        let verdict = if report.tally.failed == 0 { "ok" } else { "FAILED" };
+        text += &format!("{:8} {verdict:6} {:7.1} s  {}\n", step.name(), time.as_secs_f64(), report.tally);
+        total += report.tally;
     }
-    println!("{total}");
-    ensure!(total.failed == 0, "{} of {} checks failed", total.failed, total.total());
-    Ok(())
+    for Outcome { step, report, .. } in outcomes {
+        text += &report.findings(&step.name());
+    }
+    text += &format!("{total}\n");
+    (text, total)
 }
 
 impl Step {
@@ -91,7 +89,7 @@ impl Step {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
-    fn run(self, workspace: &Workspace) -> Result<Tally> {
+    fn run(self, workspace: &Workspace) -> Result<Report> {
         match self {
             Step::Fmt => for_every_manifest(workspace, |cargo| {
                 cargo.args(["fmt", "--check"]);
@@ -101,20 +99,20 @@ impl Step {
             }),
             Step::Docs => {
                 let mut doc = workspace.cargo(&["doc", "--workspace", "--no-deps"]);
-                check(doc.env("RUSTDOCFLAGS", "--deny=warnings"))
+                Ok(check(doc.env("RUSTDOCFLAGS", "--deny=warnings")))
             }
-            Step::Tidy => tidy::run(workspace).map(|()| Tally::of_check(true)),
-            Step::Nostd => check(
-                workspace
-                    .cargo(&["build", "--manifest-path", "tests/nostd/Cargo.toml", "--target-dir"])
-                    .arg(workspace.target.join("nostd")),
-            ),
+            Step::Tidy => Ok(Report::of("the rules of the tree", tidy::run(workspace))),
+            Step::Nostd => {
+                let arguments = ["build", "--manifest-path", "tests/nostd/Cargo.toml", "--target-dir"];
+                Ok(check(workspace.cargo(&arguments).arg(workspace.target.join("nostd"))))
+            }
             Step::Unit => {
                 let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
                 run_counted(&mut workspace.cargo(&arguments))
             }
             Step::Bench => {
-                check(&mut workspace.cargo(&["run", "--release", "--package", "usgx-bench", "--", "--smoke"]))
+                let arguments = ["run", "--release", "--package", "usgx-bench", "--", "--smoke"];
+                Ok(check(&mut workspace.cargo(&arguments)))
             }
             Step::E2e => e2e::run_all(workspace),
         }
@@ -122,91 +120,97 @@ impl Step {
 }
 
 /// A command that is one check.
-fn check(command: &mut Command) -> Result<Tally> {
-    workspace::run(command).map(|()| Tally::of_check(true))
+fn check(command: &mut Command) -> Report {
+    let result = workspace::run(command);
+    Report::of(&show(command), result)
 }
 
 /// One check for each manifest: the workspace, and packages outside it.
-fn for_every_manifest(workspace: &Workspace, arguments: impl Fn(&mut Command)) -> Result<Tally> {
-    let mut tally = Tally::default();
+fn for_every_manifest(workspace: &Workspace, arguments: impl Fn(&mut Command)) -> Result<Report> {
+    let mut report = Report::default();
     for manifest in workspace.manifests()? {
         let dir = manifest.parent().context("a manifest lies in a directory")?;
         let mut cargo = workspace.cargo(&[]);
         arguments(cargo.current_dir(dir));
-        let good = workspace::status(&mut cargo)?.success();
-        if !good {
-            println!("failed: {} in {}", show(&cargo), workspace.relative(dir).join("").display());
-        }
-        tally += Tally::of_check(good);
+        let name = format!("{} of {}", show(&cargo), workspace.relative(&manifest).display());
+        report += Report::of(&name, workspace::run(&mut cargo));
     }
-    Ok(tally)
+    Ok(report)
 }
 
-/// Runs a command that runs tests, shows its output and counts them.
+/// Runs a command that runs tests, shows its output and reads it.
 ///
 /// A command that fails without a failed test (it did not build, say) is one failure, and so is a command that
 /// runs no test at all.
-pub(crate) fn run_counted(command: &mut Command) -> Result<Tally> {
+pub(crate) fn run_counted(command: &mut Command) -> Result<Report> {
     count(command, &mut io::stdout())
 }
 
-fn count(command: &mut Command, show_on: &mut dyn io::Write) -> Result<Tally> {
-    let shown = show(command);
-    let mut child =
-        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{shown}`"))?;
+fn count(command: &mut Command, show_on: &mut dyn io::Write) -> Result<Report> {
+    let (mut child, errors) = workspace::start(command.stdout(Stdio::piped()))?;
     let output = child.stdout.take().context("the output was asked for")?;
-    let mut counter = Counter::default();
+    let mut harness = Harness::default();
     for line in BufReader::new(output).split(b'\n') {
         let mut line = line?;
-        counter.note_line(&String::from_utf8_lossy(&line));
+        harness.note_line(&String::from_utf8_lossy(&line));
         line.push(b'\n');
         show_on.write_all(&line)?;
     }
     let status = child.wait()?;
-    let mut tally = counter.tally();
-    if tally.failed == 0 && !status.success() {
-        writeln!(show_on, "`{shown}` failed without a failed test: {status}")?;
-        tally += Tally::of_check(false);
-    } else if tally.total() == 0 {
-        writeln!(show_on, "`{shown}` ran no test")?;
-        tally += Tally::of_check(false);
+    let mut report = harness.report();
+    let why = if !status.success() {
+        Some(format!("{status}; {} tests failed", report.tally.failed))
+    } else if report.tally.total() == 0 {
+        Some("it ran no test".to_owned())
+    } else {
+        None
+    };
+    if let Some(why) = why {
+        // Standard error tells which package does not build, or which test binary was killed.
+        let why = [vec![why], errors.last_lines()].concat();
+        report.failed.push(Finding { name: show(command), why });
+        // Tests that failed are not counted twice.
+        report.tally.failed = report.tally.failed.max(1);
     }
-    Ok(tally)
+    Ok(report)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn shell(script: &str) -> Tally {
+    fn shell(script: &str) -> Report {
         count(Command::new("sh").args(["-c", script]), &mut io::sink()).unwrap()
     }
 
     #[test]
     fn a_build_that_fails_is_one_failure() {
-        assert_eq!(shell("exit 101"), Tally { passed: 0, failed: 1, skipped: 0 });
+        assert_eq!(shell("exit 101").tally, Tally { passed: 0, failed: 1, skipped: 0 });
     }
 
     #[test]
     fn failed_tests_are_not_counted_twice() {
-        let tally = shell("echo 'test result: FAILED. 5 passed; 2 failed; 1 ignored'; exit 101");
-        assert_eq!(tally, Tally { passed: 5, failed: 2, skipped: 1 });
+        let report = shell("echo 'test result: FAILED. 5 passed; 2 failed; 1 ignored'; exit 101");
+        assert_eq!(report.tally, Tally { passed: 5, failed: 2, skipped: 1 });
     }
 
     #[test]
     fn running_no_test_is_a_failure() {
-        assert_eq!(shell("true"), Tally { passed: 0, failed: 1, skipped: 0 });
+        assert_eq!(shell("true").tally, Tally { passed: 0, failed: 1, skipped: 0 });
     }
 
     #[test]
-    fn a_failed_step_fails_the_run() {
-        let outcome = |good| Outcome {
-            step: Step::Fmt,
-            tally: Tally::of_check(good),
-            time: Duration::ZERO,
-            error: None,
-        };
-        assert!(summarise(&[outcome(true), outcome(true)]).is_ok());
-        assert!(summarise(&[outcome(true), outcome(false)]).is_err());
+    fn the_end_of_the_log_tells_what_failed_and_why_and_then_the_count() {
+        let good = Report::passed();
+        let bad = shell("echo 'test one ... FAILED'; echo 'test two ... ignored, slow'; exit 101");
+        let outcome = |step, report| Outcome { step, report, time: Duration::ZERO };
+        let (text, total) = summary(&[outcome(Step::Unit, bad), outcome(Step::Fmt, good)]);
+        assert_eq!(total, Tally { passed: 1, failed: 1, skipped: 0 });
+        let end: Vec<_> = text.lines().rev().take(4).collect();
+        let why = "    exit status: 101; 0 tests failed";
+        let script =
+            "FAILED: unit: sh -c echo 'test one ... FAILED'; echo 'test two ... ignored, slow'; exit 101";
+        assert_eq!(end, ["1 passed, 1 failed, 0 skipped", why, script, "FAILED: unit: one"]);
+        assert!(text.contains("skipped: unit: two (1): slow\n"), "{text}");
     }
 }

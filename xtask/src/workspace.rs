@@ -4,11 +4,13 @@
 //! manifest). [`Workspace::manifests`] is the one list of all of them, for commands that check every source.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
+
+use crate::echo::Echo;
 
 /// Variables that `cargo run` sets for xtask. Build scripts that watch them would run again in every nested
 /// build if they leaked.
@@ -133,17 +135,25 @@ fn read_metadata(manifest: &Path, extra: &[&str]) -> Result<Metadata> {
 }
 
 /// Runs a command to its end, its output where ours goes.
+///
+/// # Errors
+/// If it cannot be started or fails. The message ends with the last lines of its standard error, unless they went
+/// to a terminal.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = status(command)?;
+    let (mut child, errors) = start(command)?;
+    let status = child.wait()?;
     if !status.success() {
-        bail!("`{}` failed: {status}", show(command));
+        bail!(
+            "{}",
+            [vec![format!("`{}` failed: {status}", show(command))], errors.last_lines()].concat().join("\n")
+        );
     }
     Ok(())
 }
 
-/// Runs a command to its end and returns its status.
-pub(crate) fn status(command: &mut Command) -> Result<ExitStatus> {
-    command.status().with_context(|| format!("cannot start `{}`: is it installed?", show(command)))
+/// Starts a command whose standard error goes where ours goes.
+pub(crate) fn start(command: &mut Command) -> Result<(Child, Echo)> {
+    Echo::start(command).with_context(|| format!("cannot start `{}`: is it installed?", show(command)))
 }
 
 /// A command as a person would type it.
