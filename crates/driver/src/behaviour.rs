@@ -18,6 +18,9 @@ pub struct Behaviour {
     /// How many pages after a missing one a fault adds besides (EAUG), where there are none and EPC is plenty.
     /// The enclave still has to accept each of them. Default and Linux: 0.
     pub fault_around: u32,
+    /// VA pages are evicted too, and come back when a version in them is needed. Default: yes. Linux: they stay in the
+    /// EPC as long as their enclave lives.
+    pub evict_va: bool,
     /// Marks and batches of the reclaimer.
     pub reclaim: Policy,
 }
@@ -31,6 +34,7 @@ impl Behaviour {
             faults_wait: false,
             track_once: false,
             fault_around: 0,
+            evict_va: false,
             reclaim: Policy::linux(),
         }
     }
@@ -43,6 +47,7 @@ impl Default for Behaviour {
             faults_wait: true,
             track_once: true,
             fault_around: 0,
+            evict_va: true,
             reclaim: Policy::default(),
         }
     }

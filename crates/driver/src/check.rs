@@ -15,8 +15,17 @@ impl<M: Machine> Driver<M> {
     pub fn check_invariants(&self) {
         self.0.epc.check_invariants();
         let owned: usize = self.0.enclaves().iter().map(|enclave| enclave.check()).sum();
-        let epc = self.0.epc.stats();
-        assert_eq!(owned, epc.used, "every page in use belongs to an enclave that is open");
+        let (epc, roots) = (self.0.epc.stats(), self.0.roots.lock());
+        for page in roots.pages() {
+            assert_eq!(self.0.epc.state(page), PageState::Owned, "root VA pages are not reclaimable");
+        }
+        let owned = owned + roots.pages().count();
+        assert_eq!(
+            owned, epc.used,
+            "every page in use belongs to an enclave that is open, or is a root VA page"
+        );
+        let evicted: u64 = self.0.enclaves().iter().map(|enclave| enclave.lock().va.nr_evicted()).sum();
+        assert_eq!(evicted, roots.nr_used(), "VA pages that are out and root slots in use");
     }
 }
 
@@ -30,7 +39,7 @@ impl<M: Machine> Inner<M> {
             count += 1;
             if let Some(slot) = place.slot() {
                 assert!(state.va.is_used(slot), "the slot of page {index:?} is taken");
-                slots += 1;
+                slots += u64::from(!state.va.is_lost(slot));
             }
             let Some(page) = place.epc_page() else { continue };
             assert!(!matches!(place, Place::Reclaiming(_)), "no pass is at work, yet one has page {index:?}");
@@ -46,11 +55,18 @@ impl<M: Machine> Inner<M> {
         assert_eq!(count, state.page_count, "pages and page count");
         assert_eq!(resident, state.resident, "pages in the EPC and their count");
         assert_eq!(slots, state.va.nr_used(), "pages that are out and slots in use");
-        assert!(state.va.nr_slots() >= state.page_count, "a slot for every page");
-        for page in state.va.pages() {
-            assert_eq!(epc.state(page), PageState::Owned, "VA pages are not reclaimable");
+
+        for (va, page) in state.va.resident() {
+            match epc.owner(page) {
+                Some((owner, number)) => {
+                    assert_eq!(epc.state(page), PageState::Active, "VA page {va} is reclaimable");
+                    assert!(owner.0.ptr_eq(&self.this) && number == self.secs_index() + 1 + u64::from(va));
+                }
+                None => assert_eq!(epc.state(page), PageState::Owned, "VA page {va} is not reclaimable"),
+            }
         }
+        assert!(state.va.free_slots() >= state.slots_needed(), "no eviction waits for a load");
         assert!(resident == 0 || state.secs_page().is_some(), "children in the EPC have an SECS there");
-        resident as usize + state.va.len() + usize::from(state.secs_page().is_some())
+        resident as usize + state.va.resident().count() + usize::from(state.secs_page().is_some())
     }
 }

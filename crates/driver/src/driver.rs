@@ -14,11 +14,15 @@ use crate::enclave::{Enclave, Inner};
 use crate::errno::Errno;
 use crate::event::Event;
 use crate::owner::Owner;
+use crate::roots::Roots;
 use crate::seams::{EnclaveId, Machine};
 use crate::stats::{EnclaveStats, Stats, Tally};
 
 /// The mutex that a machine's platform provides.
 pub(crate) type RawMutexOf<M> = <<M as Machine>::Platform as Platform>::RawMutex;
+
+/// Times that `shrink` goes over all pages, at most.
+const SHRINK_ROUNDS: usize = 16;
 
 /// What all enclaves share.
 pub(crate) struct Kernel<M: Machine> {
@@ -30,6 +34,7 @@ pub(crate) struct Kernel<M: Machine> {
     pub(crate) config: Config,
     pub(crate) tally: Tally,
     pub(crate) va_pages: AtomicU64,
+    pub(crate) roots: Mutex<RawMutexOf<M>, Roots>,
     next_id: AtomicU64,
     /// Which enclaves there are. Weak: being listed keeps no enclave alive.
     registry: Mutex<RawMutexOf<M>, BTreeMap<EnclaveId, Weak<Inner<M>>>>,
@@ -88,6 +93,7 @@ impl<M: Machine> Driver<M> {
             config,
             tally: Tally::default(),
             va_pages: AtomicU64::new(0),
+            roots: Mutex::new(Roots::default()),
             next_id: AtomicU64::new(1),
             registry: Mutex::new(BTreeMap::new()),
         }))
@@ -121,6 +127,22 @@ impl<M: Machine> Driver<M> {
         self.0.epc.reclaim_pass()
     }
 
+    /// Evicts all that can be evicted, also what was used just now, and returns how many pages became free. Enclaves in
+    /// use bring their pages back meanwhile, so it ends after a number of rounds in any case.
+    pub fn shrink(&self) -> usize {
+        let before = self.free_pages();
+        // What a first round finds young is old in the second, and an enclave's VA pages go in the rounds after that of
+        // its last page.
+        let mut vain = 0;
+        for _ in 0..SHRINK_ROUNDS {
+            vain = if self.0.epc.reclaim_round() == 0 { vain + 1 } else { 0 };
+            if vain == 3 {
+                break;
+            }
+        }
+        self.free_pages().saturating_sub(before)
+    }
+
     /// EPC pages in all sections.
     pub fn epc_pages(&self) -> usize {
         self.0.epc.total_pages()
@@ -147,6 +169,7 @@ impl<M: Machine> Driver<M> {
             pages_scanned: epc.scanned,
             pages_young: epc.young,
             pages_refused: epc.refused,
+            pages_needed: epc.needed,
             pages_kept: epc.kept,
             pages_reclaimed: epc.reclaimed,
         }

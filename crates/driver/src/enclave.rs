@@ -17,6 +17,7 @@ use crate::page::Place;
 use crate::seams::{AddressSpaces, BackingStore, EnclaveId, Machine};
 use crate::state::{DEBUG, State};
 use crate::stats::{EnclaveStats, Tally};
+use crate::va::VaPlace;
 
 /// How far an enclave has come.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -120,6 +121,7 @@ impl<M: Machine> Inner<M> {
             resident: state.resident,
             secs_resident: state.secs_page().is_some(),
             va_pages: state.va.len() as u64,
+            va_resident: state.va.resident().count() as u64,
             counts: self.tally.read(),
         }
     }
@@ -147,7 +149,19 @@ impl<M: Machine> Drop for Inner<M> {
         if let Some(secs) = state.secs.and_then(Place::epc_page) {
             kernel.release(secs);
         }
-        state.va.pages().for_each(|page| kernel.release_va(page));
+        for place in state.va.places() {
+            match place {
+                VaPlace::Resident(page) => {
+                    kernel
+                        .epc
+                        .unmark_reclaimable(page)
+                        .expect("a pass holds a reference to the owner of its pages");
+                    kernel.release_va(page);
+                }
+                VaPlace::Evicted(root) => kernel.give_root_slot(root),
+                VaPlace::Lost => {}
+            }
+        }
         if state.secs.is_some() {
             kernel.store.destroy(self.id);
         }

@@ -63,6 +63,21 @@ pub enum Event<'a> {
         /// Where.
         addr: u64,
     },
+    /// EWB: a VA page went to the backing store.
+    EvictVa {
+        /// Its number in the enclave.
+        va: u64,
+    },
+    /// ELDU: a VA page came back.
+    LoadVa {
+        /// Its number in the enclave.
+        va: u64,
+    },
+    /// A VA page is lost, and with it the pages whose versions it held.
+    LoseVa {
+        /// Its number in the enclave.
+        va: u64,
+    },
     /// ETRACK: a tracking cycle was asked for.
     Track,
     /// The threads inside are made to leave.

@@ -116,7 +116,7 @@ impl<M: Machine> Inner<M> {
     ) -> Result<(), LoadError> {
         let kernel = &self.kernel;
         let page = supply.take()?;
-        let grown = match self.grow_locked(state, supply) {
+        let grown = match self.make_room(state, supply) {
             Ok(grown) => grown,
             Err(error) => {
                 supply.put_back(page);
@@ -131,19 +131,9 @@ impl<M: Machine> Inner<M> {
             return Err(LoadError::Failed);
         }
         state.add(index, page, Prot::all(), PageKind::Reg);
+        self.list_va_pages(state);
         kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
         self.note(Event::Augment { addr: self.addr(index) });
         Ok(())
-    }
-
-    /// Adds a VA page, without reclaiming, if one more page needs it; tells whether it did.
-    fn grow_locked(&self, state: &mut State, supply: &mut Supply<'_, M>) -> Result<bool, LoadError> {
-        if !state.va.must_grow(state.page_count) {
-            return Ok(false);
-        }
-        let page = supply.take()?;
-        self.make_va_page(page).map_err(|_| LoadError::Failed)?;
-        state.va.grow(page);
-        Ok(true)
     }
 }

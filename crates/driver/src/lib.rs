@@ -11,6 +11,7 @@
 //!
 //! ```text
 //! enclave.state      held across leaves, address space calls and backing store I/O; never two at once
+//!   roots            of the driver: its own VA pages; only the EPC manager's locks below it
 //!   lru              of the EPC manager; short
 //!     node.free      of the EPC manager; innermost
 //! registry           of the driver: which enclaves there are; takes nothing and nothing is held
@@ -39,12 +40,14 @@ mod owner;
 mod page;
 mod paging;
 mod patience;
+mod roots;
 mod seams;
 mod state;
 mod stats;
 mod table;
 mod track;
 mod va;
+mod va_paging;
 mod write_back;
 
 pub use behaviour::Behaviour;

@@ -36,6 +36,12 @@ impl<M: Machine> PageOwner for Owner<M> {
 }
 
 impl<M: Machine> Held<M> {
+    /// Child pages, and VA pages, which nobody has mapped and which need no blocking.
+    fn split<'a>(&self, victims: &'a [Victim]) -> (&'a [Victim], &'a [Victim]) {
+        let secs = self.0.secs_index();
+        victims.split_at(victims.partition_point(|victim| victim.index < secs))
+    }
+
     fn located(&self, victims: &[Victim]) -> Vec<(u64, EpcPage)> {
         victims.iter().map(|victim| (self.0.addr(victim.index), victim.page)).collect()
     }
@@ -49,6 +55,14 @@ impl<M: Machine> HeldOwner for Held<M> {
     fn age(&self, victims: &[Victim], ages: &mut [Age]) {
         let (id, kernel) = (self.0.id, &self.0.kernel);
         let mut state = self.0.lock();
+        let (victims, va_pages) = self.split(victims);
+        let (ages, va_ages) = ages.split_at_mut(victims.len());
+        for (victim, age) in va_pages.iter().zip(va_ages) {
+            *age = self.0.age_va(&mut state, victim);
+        }
+        if victims.is_empty() {
+            return;
+        }
         let mut young = vec![false; victims.len()];
         kernel.spaces.test_and_clear_young(id, &self.located(victims), &mut young);
         for ((victim, young), age) in victims.iter().zip(young).zip(ages) {
@@ -64,6 +78,10 @@ impl<M: Machine> HeldOwner for Held<M> {
     }
 
     fn block(&self, victims: &[Victim]) {
+        let (victims, _) = self.split(victims);
+        if victims.is_empty() {
+            return;
+        }
         let state = self.0.lock();
         self.0.kernel.spaces.zap(self.0.id, &self.located(victims));
         for victim in victims {
@@ -75,6 +93,15 @@ impl<M: Machine> HeldOwner for Held<M> {
     }
 
     fn write(&self, victims: &[Victim], written: &mut [Written]) {
-        self.0.write_back(victims, written);
+        let (victims, va_pages) = self.split(victims);
+        let (written, va_written) = written.split_at_mut(victims.len());
+        let mut state = self.0.write_back(victims, written);
+        let made_root = !va_pages.is_empty() && self.0.kernel.make_root(victims, written);
+        for (victim, written) in va_pages.iter().zip(va_written) {
+            *written = self.0.write_back_va(&mut state, victim);
+        }
+        if made_root {
+            self.0.kernel.drop_empty_root();
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Loading: ELDU, the SECS before its children, never by reclaiming.
+//! Loading: ELDU, the VA page with its version and the SECS before a child, never by reclaiming.
 //!
 //! What Linux does and we do not: Linux throws the evicted copy away whatever ELDU says. Here only a copy that
 //! fails its integrity check is given up (it will never load); after a fault, which changed nothing, it stays
@@ -145,6 +145,7 @@ impl<M: Machine> Inner<M> {
         supply: &mut Supply<'_, M>,
     ) -> Result<EpcPage, Refusal> {
         let kernel = &self.kernel;
+        self.load_va(state, source.slot.va(), supply).map_err(Refusal::For)?;
         let page = supply.take().map_err(|error| Refusal::For(error.into()))?;
         if kernel.store.get(self.id, source.index, &mut state.transit).is_err() {
             supply.put_back(page);

@@ -79,7 +79,8 @@ pub enum StoreError {
     Io,
 }
 
-/// Keeps evicted pages. Pages are named by their index in the enclave; the SECS has the index after the last.
+/// Keeps evicted pages. Pages are named by their index in the enclave; the SECS has the index after the last, and VA
+/// pages have those after that.
 pub trait BackingStore: Send + Sync + 'static {
     /// Makes the store of an enclave of `size` bytes; reserves nothing.
     ///

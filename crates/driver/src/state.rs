@@ -43,6 +43,11 @@ impl State {
         self.secs.and_then(Place::epc_page)
     }
 
+    /// Slots that must be free: one for each page in the EPC, the SECS included.
+    pub(crate) fn slots_needed(&self) -> u64 {
+        self.resident + u64::from(self.secs_page().is_some())
+    }
+
     /// Records a new page that is in the EPC.
     pub(crate) fn add(&mut self, index: u64, page: EpcPage, max_prot: Prot, kind: PageKind) {
         self.pages.insert(index, EnclPage { place: Place::Resident(page), max_prot, kind });

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! 1 + pages_added - pages_removed = resident + SECS resident + evictions - loads
+//! VA pages = VA pages resident + va_evictions - va_loads
 //! evictions  = evictions_at_once + evictions_after_etrack + evictions_after_kick
 //! epc_faults = remaps + fault_loads + fault_augments + retries + fault_failures
 //! ```
@@ -77,6 +78,12 @@ counters! {
     loads,
     /// Pages whose contents were lost.
     pages_lost,
+    /// VA pages written back by EWB, which evictions do not count.
+    va_evictions,
+    /// VA pages brought back by ELDU, which loads do not count.
+    va_loads,
+    /// VA pages whose contents were lost, and with them the pages whose versions they held.
+    va_lost,
     /// Tracking cycles (ETRACK).
     etracks,
     /// Times that threads were made to leave an enclave.
@@ -119,6 +126,9 @@ impl Tally {
             }
             Event::Load { .. } => bump(&[&self.loads]),
             Event::Lose { .. } => bump(&[&self.pages_lost]),
+            Event::EvictVa { .. } => bump(&[&self.va_evictions]),
+            Event::LoadVa { .. } => bump(&[&self.va_loads]),
+            Event::LoseVa { .. } => bump(&[&self.va_lost]),
             Event::Track => bump(&[&self.etracks]),
             Event::Kick => bump(&[&self.kicks]),
             Event::Wait => bump(&[&self.waits]),
@@ -133,7 +143,7 @@ pub struct Stats {
     pub counts: Counts,
     /// Enclaves that are open now.
     pub enclaves: u64,
-    /// VA pages in the EPC now.
+    /// VA pages in the EPC now, root VA pages included.
     pub va_pages: u64,
     /// EPC pages in all sections.
     pub total_pages: u64,
@@ -147,15 +157,17 @@ pub struct Stats {
     pub reclaim_scans: u64,
     /// Reclaim passes that somebody made who needed a page at once.
     pub direct_reclaims: u64,
-    /// Pages that reclaim passes looked at: the sum of the next four, and of pages whose enclave was ending.
+    /// Pages that reclaim passes looked at: the sum of the next five, and of pages whose enclave was ending.
     pub pages_scanned: u64,
     /// Pages looked at that had been used since the last look.
     pub pages_young: u64,
     /// Old pages that could not be taken for want of backing store.
     pub pages_refused: u64,
+    /// Old pages that can not go before others of their enclave: version arrays in use.
+    pub pages_needed: u64,
     /// Old pages that could not be written back and stayed.
     pub pages_kept: u64,
-    /// Old pages that were written back and freed.
+    /// Old pages that were written back.
     pub pages_reclaimed: u64,
 }
 
@@ -184,13 +196,15 @@ pub struct EnclaveStats {
     pub secs_resident: bool,
     /// VA pages.
     pub va_pages: u64,
+    /// VA pages of these that are in the EPC.
+    pub va_resident: u64,
 }
 
 impl EnclaveStats {
     /// EPC pages that it takes, of all kinds.
     #[must_use]
     pub fn epc_pages(&self) -> u64 {
-        self.resident + self.va_pages + u64::from(self.secs_resident)
+        self.resident + self.va_resident + u64::from(self.secs_resident)
     }
 
     /// Pages of it that are in the backing store, or lost.

@@ -1,6 +1,6 @@
 //! Version arrays: for each page that an enclave has, a slot for the version of its evicted copy.
 //!
-//! A VA page has 512 slots and is itself never evicted, as on Linux. The enclave gets one whenever it would
+//! A VA page has 512 slots. It can be evicted itself, which `va_paging` is about. The enclave gets one whenever it would
 //! have more pages than slots. Linux decides by the page count alone, and so allocates another VA page
 //! each time a removal and an addition cross a multiple of 512 (sgx_encl_grow in Linux's ioctl.c);
 //! counting the slots that are there gives the same numbers without that growth. Source: Linux,
@@ -15,18 +15,36 @@ use crate::page::SlotRef;
 /// Slots in a VA page.
 pub(crate) const SLOTS: u64 = 512;
 
+/// Where a VA page is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum VaPlace {
+    /// In the EPC.
+    Resident(EpcPage),
+    /// In the backing store, its version in a slot of a root page.
+    Evicted(VaSlot),
+    /// Nowhere, and with it the pages whose versions it held.
+    Lost,
+}
+
 struct VaPage {
-    page: EpcPage,
+    place: VaPlace,
     used: [u64; 8],
     nr_free: u16,
+    /// Used since the reclaimer asked last.
+    young: bool,
 }
 
 /// The version array pages of an enclave.
 #[derive(Default)]
 pub(crate) struct VaPages {
     pages: Vec<VaPage>,
-    /// Those with free slots; the last one is used next.
+    /// Those in the EPC with free slots; the last one is used next.
     with_free: Vec<u32>,
+    /// Free slots of those in the EPC.
+    nr_free: u64,
+    /// Those in the EPC of which the reclaimer does not know.
+    unlisted: Vec<u32>,
+    nr_lost: u64,
 }
 
 impl VaPages {
@@ -38,17 +56,85 @@ impl VaPages {
     /// Adds an empty VA page.
     pub(crate) fn grow(&mut self, page: EpcPage) {
         let va = u32::try_from(self.pages.len()).expect("the EPC has fewer pages than that");
-        self.pages.push(VaPage { page, used: [0; 8], nr_free: SLOTS as u16 });
+        let place = VaPlace::Resident(page);
+        self.pages.push(VaPage { place, used: [0; 8], nr_free: SLOTS as u16, young: true });
         self.with_free.push(va);
+        self.unlisted.push(va);
+        self.nr_free += SLOTS;
     }
 
-    /// Takes away the VA page added last, of which no slot is used.
+    /// Takes away the VA page added last, of which no slot is used and the reclaimer does not know.
     pub(crate) fn shrink(&mut self) -> Option<EpcPage> {
-        let page = self.pages.pop()?;
-        debug_assert_eq!(u64::from(page.nr_free), SLOTS, "a VA page in use is given up");
-        let va = self.pages.len() as u32;
+        let va = self.pages.len().checked_sub(1)? as u32;
+        self.unlisted.pop_if(|last| *last == va)?;
+        let VaPlace::Resident(page) = self.pages.pop()?.place else { return None };
         self.with_free.retain(|other| *other != va);
-        Some(page.page)
+        self.nr_free -= SLOTS;
+        Some(page)
+    }
+
+    /// Has `list` tell the reclaimer of the VA pages in the EPC that it does not know.
+    pub(crate) fn list(&mut self, mut list: impl FnMut(u32, EpcPage)) {
+        for va in self.unlisted.drain(..) {
+            if let VaPlace::Resident(page) = self.pages[va as usize].place {
+                list(va, page);
+            }
+        }
+    }
+
+    /// Moves a VA page between the EPC and elsewhere.
+    pub(crate) fn set_place(&mut self, va: u32, place: VaPlace) {
+        let page = &mut self.pages[va as usize];
+        let free = u64::from(page.nr_free);
+        if matches!(page.place, VaPlace::Resident(_)) {
+            self.nr_free -= free;
+            self.with_free.retain(|other| *other != va);
+        }
+        (page.place, page.young) = (place, true);
+        match place {
+            VaPlace::Resident(_) => {
+                self.nr_free += free;
+                self.unlisted.push(va);
+                if free != 0 {
+                    self.with_free.push(va);
+                }
+            }
+            VaPlace::Evicted(_) => {}
+            VaPlace::Lost => self.nr_lost += 1,
+        }
+    }
+
+    pub(crate) fn place(&self, va: u32) -> VaPlace {
+        self.pages[va as usize].place
+    }
+
+    pub(crate) fn places(&self) -> impl Iterator<Item = VaPlace> {
+        self.pages.iter().map(|page| page.place)
+    }
+
+    /// Whether the VA page was used since the last call.
+    pub(crate) fn test_and_clear_young(&mut self, va: u32) -> bool {
+        core::mem::take(&mut self.pages[va as usize].young)
+    }
+
+    /// Free slots of the VA pages that are in the EPC.
+    pub(crate) fn free_slots(&self) -> u64 {
+        self.nr_free
+    }
+
+    /// Free slots of one VA page.
+    pub(crate) fn free_slots_of(&self, va: u32) -> u64 {
+        u64::from(self.pages[va as usize].nr_free)
+    }
+
+    pub(crate) fn is_full(&self, va: u32) -> bool {
+        self.pages[va as usize].nr_free == 0
+    }
+
+    /// A VA page that is not in the EPC and has free slots.
+    pub(crate) fn evicted_with_room(&self) -> Option<u32> {
+        let has_room = |page: &VaPage| page.nr_free != 0 && matches!(page.place, VaPlace::Evicted(_));
+        self.pages.iter().position(has_room).map(|va| va as u32)
     }
 
     /// Takes a free slot. There always is one for a page of the enclave that has none.
@@ -58,7 +144,8 @@ impl VaPages {
         let (word, bits) = page.used.iter_mut().enumerate().find(|(_, bits)| **bits != u64::MAX)?;
         let bit = bits.trailing_ones();
         *bits |= 1 << bit;
-        page.nr_free -= 1;
+        (page.nr_free, page.young) = (page.nr_free - 1, true);
+        self.nr_free -= 1;
         if page.nr_free == 0 {
             self.with_free.pop();
         }
@@ -71,32 +158,49 @@ impl VaPages {
         let (word, bit) = (usize::from(slot.slot() / 64), 1 << (slot.slot() % 64));
         debug_assert_ne!(page.used[word] & bit, 0, "a free slot is given back");
         page.used[word] &= !bit;
-        page.nr_free += 1;
+        (page.nr_free, page.young) = (page.nr_free + 1, true);
+        self.nr_free += 1;
         if page.nr_free == 1 {
             self.with_free.push(slot.va());
         }
     }
 
-    /// The slot as the processor names it.
+    /// The slot as the processor names it. Its VA page is in the EPC.
     pub(crate) fn slot(&self, slot: SlotRef) -> VaSlot {
-        VaSlot { page: self.pages[slot.va() as usize].page, index: slot.slot() }
+        match self.place(slot.va()) {
+            VaPlace::Resident(page) => VaSlot { page, index: slot.slot() },
+            place => panic!("a slot of a VA page that is {place:?} is used"),
+        }
     }
 
-    /// The EPC pages.
-    pub(crate) fn pages(&self) -> impl Iterator<Item = EpcPage> {
-        self.pages.iter().map(|page| page.page)
+    /// The VA pages in the EPC, and their EPC pages.
+    pub(crate) fn resident(&self) -> impl Iterator<Item = (u32, EpcPage)> {
+        (0..).zip(self.places()).filter_map(|(va, place)| match place {
+            VaPlace::Resident(page) => Some((va, page)),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn nr_evicted(&self) -> u64 {
+        self.places().filter(|place| matches!(place, VaPlace::Evicted(_))).count() as u64
     }
 
     pub(crate) fn len(&self) -> usize {
         self.pages.len()
     }
 
+    /// Slots that can be used, now or after a load.
     pub(crate) fn nr_slots(&self) -> u64 {
-        self.pages.len() as u64 * SLOTS
+        (self.pages.len() as u64 - self.nr_lost) * SLOTS
+    }
+
+    pub(crate) fn is_lost(&self, slot: SlotRef) -> bool {
+        self.place(slot.va()) == VaPlace::Lost
     }
 
     pub(crate) fn nr_used(&self) -> u64 {
-        self.pages.iter().map(|page| SLOTS - u64::from(page.nr_free)).sum()
+        let usable = self.pages.iter().filter(|page| page.place != VaPlace::Lost);
+        usable.map(|page| SLOTS - u64::from(page.nr_free)).sum()
     }
 
     pub(crate) fn is_used(&self, slot: SlotRef) -> bool {

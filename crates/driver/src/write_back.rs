@@ -14,7 +14,7 @@ use alloc::vec;
 use usgx_epc::{Victim, Written};
 use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
 
-use crate::enclave::{Inner, Phase};
+use crate::enclave::{Guard, Inner, Phase};
 use crate::event::{After, Event};
 use crate::page::{Place, SlotRef};
 use crate::paging::LoadError;
@@ -41,8 +41,9 @@ enum Attempt {
 }
 
 impl<M: Machine> Inner<M> {
-    /// Writes back pages that are `Reclaiming` and blocked, and then the SECS, if it is the only page left.
-    pub(crate) fn write_back(&self, victims: &[Victim], written: &mut [Written]) {
+    /// Writes back pages that are `Reclaiming` and blocked, and then the SECS, if it is the only page left. Returns the
+    /// enclave's lock.
+    pub(crate) fn write_back(&self, victims: &[Victim], written: &mut [Written]) -> Guard<'_, M> {
         let mut state = self.lock();
         let mut left = vec![true; victims.len()];
         for round in 0..ROUNDS {
@@ -82,11 +83,12 @@ impl<M: Machine> Inner<M> {
         if state.resident == 0 && self.phase() == Phase::Initialized {
             self.write_back_secs(&mut state);
         }
+        state
     }
 
     /// EWB of one page, and what must follow it at once. `after` says what was tried before.
     fn attempt(&self, state: &mut State, victim: &Victim, after: After) -> Attempt {
-        let slot = state.va.take().expect("the enclave has at least as many slots as pages");
+        let slot = state.va.take().expect("there is a slot for each page in the EPC");
         match self.kernel.hw.ewb(victim.page, state.va.slot(slot), &mut state.transit) {
             // "Occupied" is a remark: the eviction is done. It would mean that our books of the slots are wrong.
             Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied)) => {
@@ -175,7 +177,7 @@ impl<M: Machine> Inner<M> {
     /// Makes a `Blocked` page usable again. There is no leaf that unblocks, so it goes out and comes back in.
     pub(crate) fn unblock(&self, state: &mut State, index: u64, page: EpcPage) -> Result<EpcPage, LoadError> {
         let victim = Victim { page, index };
-        let slot = state.va.take().expect("the enclave has at least as many slots as pages");
+        let slot = state.va.take().expect("there is a slot for each page in the EPC");
         let result = self.kernel.hw.ewb(page, state.va.slot(slot), &mut state.transit);
         if !matches!(result, Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied))) {
             state.va.give_back(slot);

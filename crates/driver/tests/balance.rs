@@ -16,6 +16,7 @@ fn check_enclave(stats: &EnclaveStats) {
     assert_eq!(stats.pages, 1 + counts.pages_added - counts.pages_removed, "{stats:?}");
     assert_eq!(stats.pages, there + counts.evictions - counts.loads, "{stats:?}");
     assert_eq!(stats.evicted(), counts.evictions - counts.loads);
+    assert_eq!(stats.va_pages, stats.va_resident + counts.va_evictions - counts.va_loads, "{stats:?}");
 }
 
 fn check_counts(counts: &Counts) {
@@ -40,10 +41,11 @@ fn check(driver: &Driver<SimMachine>, stats: &Stats) {
         }
     }
     assert_eq!(sum, stats.counts);
-    let used: u64 = enclaves.iter().map(|(_, enclave)| enclave.epc_pages()).sum();
+    let roots = stats.va_pages - enclaves.iter().map(|(_, enclave)| enclave.va_resident).sum::<u64>();
+    let used = roots + enclaves.iter().map(|(_, enclave)| enclave.epc_pages()).sum::<u64>();
     assert_eq!(stats.total_pages, stats.free_pages + used + stats.leaked_pages);
-    let found = stats.pages_young + stats.pages_refused + stats.pages_kept + stats.pages_reclaimed;
-    assert_eq!(stats.pages_scanned, found, "{stats:?}");
+    let found = stats.pages_young + stats.pages_refused + stats.pages_needed + stats.pages_kept;
+    assert_eq!(stats.pages_scanned, found + stats.pages_reclaimed, "{stats:?}");
     let nodes = driver.node_stats();
     assert_eq!(nodes.iter().map(|node| node.total as u64).sum::<u64>(), stats.total_pages);
     assert_eq!(nodes.iter().map(|node| node.free as u64).sum::<u64>(), stats.free_pages);

@@ -131,7 +131,7 @@ fn a_page_in_reclaim_is_left_alone() {
         // A young page that the pass has looked at only is back on the list by now.
         assert_eq!(other.fault(addr(30), RW), FaultOutcome::Mapped);
     });
-    assert_eq!(system.driver.ksgxd_pass(), 16);
+    assert_eq!(system.driver.ksgxd_pass(), 15, "one of 16 is the VA page, which was used");
     assert_eq!(system.driver.stats().kicks, 1, "one for all");
     assert_eq!(system.driver.stats().etracks, 1);
     check_data(&system, &enclave, BASE, 40);
@@ -238,9 +238,9 @@ fn a_refused_write_brings_the_page_back() {
     for nth in 1..=4 {
         system.store.fail(Operation::Put, nth * 2);
     }
-    assert_eq!(system.driver.ksgxd_pass(), 12);
+    assert_eq!(system.driver.ksgxd_pass(), 11, "one of 16 is the VA page");
     system.check_invariants();
-    assert_eq!(enclave.stats().resident, 21 - 12);
+    assert_eq!(enclave.stats().resident, 21 - 11);
     check_data(&system, &enclave, BASE, 20);
     system.evict_all();
     check_data(&system, &enclave, BASE, 20);
@@ -258,7 +258,7 @@ fn a_refused_write_of_the_secs_brings_it_back() {
     check_data(&system, &enclave, BASE, 3);
     assert_eq!(system.read(&enclave, addr(0)), Touch::Refused, "a TCS");
     system.evict_all();
-    assert!(enclave.with_pages(|_, _| ()).is_ok());
+    assert!(enclave.with_pages(|_, _| ()).is_err(), "it was tried again");
     system.check_invariants();
     check_data(&system, &enclave, BASE, 3);
 }

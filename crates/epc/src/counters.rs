@@ -16,6 +16,7 @@ pub(crate) struct Counters {
     pub(crate) scanned: AtomicU64,
     pub(crate) young: AtomicU64,
     pub(crate) refused: AtomicU64,
+    pub(crate) needed: AtomicU64,
     pub(crate) kept: AtomicU64,
     pub(crate) reclaimed: AtomicU64,
     pub(crate) direct: AtomicU64,
@@ -64,9 +65,11 @@ pub struct EpcStats {
     pub young: u64,
     /// Old pages that their owners refused to give up.
     pub refused: u64,
+    /// Old pages that can not go before others of their owner.
+    pub needed: u64,
     /// Old pages that could not be written back.
     pub kept: u64,
-    /// Pages that passes freed (without SECS pages, which owners free).
+    /// Pages that passes wrote back (without SECS pages, which owners write back and free).
     pub reclaimed: u64,
     /// Passes run by an allocation that found no free page.
     pub direct: u64,
@@ -85,6 +88,7 @@ impl Counters {
             scanned: self.scanned.load(Relaxed),
             young: self.young.load(Relaxed),
             refused: self.refused.load(Relaxed),
+            needed: self.needed.load(Relaxed),
             kept: self.kept.load(Relaxed),
             reclaimed: self.reclaimed.load(Relaxed),
             direct: self.direct.load(Relaxed),

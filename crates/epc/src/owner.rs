@@ -22,6 +22,8 @@ pub enum Age {
     Old,
     /// Used since the last call.
     Young,
+    /// Old, but it can not be evicted before other pages of its owner are.
+    Needed,
     /// Old, but it can not be evicted now: there is no room for its contents.
     Refused,
 }
@@ -31,6 +33,8 @@ pub enum Age {
 pub enum Written {
     /// The page's contents are elsewhere and the EPC page is invalid: it is free.
     Gone,
+    /// The page's contents are elsewhere, and the owner has use for the EPC page: it is the owner's, and not reclaimable.
+    Taken,
     /// The page could not be written back; it is where it was, and still belongs to its owner.
     Kept,
 }

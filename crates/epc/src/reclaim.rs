@@ -61,6 +61,16 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         freed
     }
 
+    /// As many passes as it takes to look at every page that is on the list now; returns how many they freed.
+    pub fn reclaim_round(&self) -> usize {
+        let (active, start) = (self.lru.lock().len() as u64, self.counters.scanned.load(Relaxed));
+        let mut freed = 0;
+        while self.counters.scanned.load(Relaxed) - start < active && self.can_reclaim() {
+            freed += self.reclaim_pass();
+        }
+        freed
+    }
+
     /// How many passes have ended. Read before one meets a page in reclaim, it names what to wait for.
     pub fn passes_ended(&self) -> u64 {
         // Acquire: pairs with the Release in `reclaim_pass`, and keeps later looks at pages after this one.
@@ -122,16 +132,19 @@ impl<H: HeldOwner> Isolated<H> {
         for_each_owner(&self.0, |owner, victims, start| {
             owner.age(victims, &mut ages[start..start + victims.len()]);
         });
-        let refused = ages.iter().filter(|age| **age == Age::Refused).count();
-        epc.counters.refused_in_vain.fetch_add(refused, Relaxed);
-        epc.counters.refused.fetch_add(refused as u64, Relaxed);
-        let young = ages[..self.0.len()].iter().filter(|age| **age == Age::Young).count();
+        let count = |kind| ages.iter().filter(|age| **age == kind).count();
+        let (young, refused, needed) = (count(Age::Young), count(Age::Refused), count(Age::Needed));
         epc.counters.young.fetch_add(young as u64, Relaxed);
+        epc.counters.refused.fetch_add(refused as u64, Relaxed);
+        epc.counters.needed.fetch_add(needed as u64, Relaxed);
+        // Where others of the batch were young the next pass may find these free to go.
+        let in_vain = refused + if young == 0 { needed } else { 0 };
+        epc.counters.refused_in_vain.fetch_add(in_vain, Relaxed);
         let (mut kept, mut marked) = (Vec::new(), Vec::with_capacity(self.0.len()));
         for (entry, age) in self.0.into_iter().zip(ages) {
             match age {
                 Age::Old => marked.push(entry),
-                Age::Young | Age::Refused => kept.push(entry),
+                Age::Young | Age::Needed | Age::Refused => kept.push(entry),
             }
         }
         kept.sort_by_key(|entry: &Entry<H>| entry.order);
@@ -161,14 +174,14 @@ impl<H: HeldOwner> Blocked<H> {
         epc.put_back(outcome().filter(|(_, w)| *w == Written::Kept).map(|(page, _)| page));
         {
             let mut lru = epc.lru.lock();
-            for page in gone() {
+            for (page, _) in outcome().filter(|(_, w)| *w != Written::Kept) {
                 lru.clear_owner(page);
                 epc.states[page.index()].change(PageState::Reclaiming, PageState::Owned);
             }
         }
         gone().for_each(|page| epc.free(page));
         let freed = gone().count();
-        epc.counters.reclaimed.fetch_add(freed as u64, Relaxed);
+        epc.counters.reclaimed.fetch_add((self.0.len() - kept) as u64, Relaxed);
         // Only now, with every page where it belongs, may the owners go.
         freed
     }

@@ -32,7 +32,7 @@ pub struct StatsSnapshot {
     pub peak_epc_pages: u64,
     /// EPC pages that were lost.
     pub leaked_pages: u64,
-    /// VA pages in the EPC.
+    /// VA pages in the EPC, root VA pages included.
     pub va_pages: u64,
     /// EPC pages that some process has mapped.
     pub mapped_pages: u64,
@@ -51,15 +51,17 @@ pub struct StatsSnapshot {
     pub reclaim_scans: u64,
     /// Reclaim passes by somebody who needed a page at once.
     pub direct_reclaims: u64,
-    /// Pages that reclaim passes looked at: the sum of the next four, and of pages whose enclave was ending.
+    /// Pages that reclaim passes looked at: the sum of the next five, and of pages whose enclave was ending.
     pub pages_scanned: u64,
     /// Pages looked at that had been used since the last look.
     pub pages_young: u64,
     /// Old pages that could not be taken for want of backing store.
     pub pages_refused: u64,
+    /// Old pages that can not go before others of their enclave: version arrays in use.
+    pub pages_needed: u64,
     /// Old pages that could not be written back and stayed.
     pub pages_kept: u64,
-    /// Old pages that were written back and freed.
+    /// Old pages that were written back.
     pub pages_reclaimed: u64,
     /// Calls through slots.
     pub calls: u64,

@@ -142,6 +142,7 @@ impl<M: Machine> Inner<M> {
             hw.eextend_page(secs, page).map_err(|_| Errno::EIO)?;
         }
         state.add(index, page, kind.max_prot, kind.kind);
+        self.list_va_pages(&mut state);
         // From here on it can be evicted, even before INIT.
         self.kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
         self.note(Event::Add { addr: self.addr(index) });

@@ -78,6 +78,7 @@ impl<M: Machine> Inner<M> {
         self.kernel.spaces.created(self.id, claims.base, claims.size);
         // Last, so that whoever sees a created enclave sees a complete one.
         self.advance(Phase::Created);
+        self.list_va_pages(&mut self.lock());
         self.note(Event::Create { base: claims.base, size: claims.size });
         Ok(())
     }

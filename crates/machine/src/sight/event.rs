@@ -61,6 +61,9 @@ kinds! {
     EVICT_TRACKED = "sgx_epc_evict_tracked" ["addr"] "EWB, after an ETRACK";
     EVICT_KICKED = "sgx_epc_evict_kicked" ["addr"] "EWB, after a kick";
     LOSE = "sgx_epc_lose" ["addr"] "a page's contents are lost";
+    LOAD_VA = "sgx_va_load" ["va"] "ELDU of a VA page";
+    EVICT_VA = "sgx_va_evict" ["va"] "EWB of a VA page";
+    LOSE_VA = "sgx_va_lose" ["va"] "a VA page is lost, and with it the pages whose versions it held";
     TRACK = "sgx_etrack" [] "ETRACK";
     KICK = "sgx_kick" [] "the threads inside are made to leave";
     WAIT = "sgx_wait" [] "a fault or an ioctl waits for a page";
@@ -99,6 +102,9 @@ impl Happening {
                 (kind, [addr, 0])
             }
             Event::Lose { addr } => (&LOSE, [addr, 0]),
+            Event::LoadVa { va } => (&LOAD_VA, [va, 0]),
+            Event::EvictVa { va } => (&EVICT_VA, [va, 0]),
+            Event::LoseVa { va } => (&LOSE_VA, [va, 0]),
             Event::Track => (&TRACK, [0; 2]),
             Event::Kick => (&KICK, [0; 2]),
             Event::Wait => (&WAIT, [0; 2]),

@@ -139,14 +139,15 @@ fn machine(text: &mut Text, stats: &StatsSnapshot) {
     }
     let name = "usgx_reclaim_pages_total";
     text.family(name, "counter", "Pages that reclaim passes looked at, by what they found.");
-    let known = stats.pages_young + stats.pages_refused + stats.pages_kept + stats.pages_reclaimed;
-    for (found, pages) in [
+    let known = [
         ("young", stats.pages_young),
         ("refused", stats.pages_refused),
+        ("needed", stats.pages_needed),
         ("kept", stats.pages_kept),
         ("reclaimed", stats.pages_reclaimed),
-        ("orphan", stats.pages_scanned.saturating_sub(known)),
-    ] {
+    ];
+    let orphans = stats.pages_scanned.saturating_sub(known.iter().map(|(_, pages)| pages).sum());
+    for (found, pages) in known.into_iter().chain([("orphan", orphans)]) {
         text.sample(name, &[("found", &found)], pages);
     }
 }

@@ -123,6 +123,8 @@ pub struct EnclaveInfo {
     pub evicted_pages: u64,
     /// VA pages.
     pub va_pages: u64,
+    /// VA pages of these that are in the EPC.
+    pub va_resident_pages: u64,
     /// EPC pages that it takes, of all kinds.
     pub epc_pages: u64,
     /// What the driver has counted for it.

@@ -81,7 +81,8 @@ fn describe(stats: &StatsSnapshot, before: Option<&StatsSnapshot>, users: &names
             ("direct_reclaims", "Those of them by somebody who needed a page.", stats.direct_reclaims),
             ("pages_scanned", "Pages that passes looked at.", stats.pages_scanned),
             ("pages_young", "Those of them that were in use.", stats.pages_young),
-            ("pages_reclaimed", "Those of them that were freed.", stats.pages_reclaimed),
+            ("pages_reclaimed", "Those of them that were written back.", stats.pages_reclaimed),
+            ("pages_needed", "Version arrays that other pages need.", stats.pages_needed),
             ("pages_kept", "Those of them that could not be written back.", stats.pages_kept),
             ("pages_refused", "Those of them for which there was no backing store.", stats.pages_refused),
         ]

@@ -1,0 +1,213 @@
+//! Enclaves that nobody uses: they leave the EPC altogether, their version arrays included, and wake by themselves.
+
+use usgx_driver::{Behaviour, Enclave, Prot};
+use usgx_testkit::{Image, Operation, Profile, SimCaller, SimMachine, System, Touch};
+
+const BASE: u64 = 0x7000_0000_0000;
+const RW: Prot = Prot::R.union(Prot::W);
+
+fn addr(page: u64) -> u64 {
+    BASE + page * 4096
+}
+
+fn check_data(system: &System, enclave: &Enclave<SimMachine>, base: u64, pages: u64) {
+    for page in 1..=pages {
+        assert_eq!(system.read(enclave, base + page * 4096), Touch::Done(page));
+    }
+}
+
+#[test]
+fn an_idle_enclave_has_no_epc_page_at_all() {
+    let system = System::with_epc_pages(2048);
+    let enclave = system.build(&Image::data(BASE, 1200));
+    let stats = enclave.stats();
+    assert_eq!((stats.va_pages, stats.va_resident), (3, 3));
+    assert_eq!(system.driver.shrink(), 2048 - 1 - (2048 - 1201 - 1 - 3));
+    assert_eq!(system.driver.free_pages(), 2047, "one root VA page");
+    let stats = enclave.stats();
+    assert_eq!((stats.resident, stats.va_pages, stats.va_resident), (0, 3, 0));
+    assert_eq!(system.driver.stats().va_pages, 1);
+    system.check_invariants();
+    // The page, its SECS, and the VA pages of the two, which may be one.
+    assert_eq!(system.read(&enclave, addr(700)), Touch::Done(700));
+    assert!(system.driver.free_pages() >= 2047 - 4);
+    system.check_invariants();
+    check_data(&system, &enclave, BASE, 1200);
+    assert_eq!(enclave.stats().va_resident, 3);
+    system.check_invariants();
+    drop(enclave);
+    system.check_invariants();
+    assert_eq!(system.driver.free_pages(), 2048);
+}
+
+#[test]
+fn an_idle_enclave_that_ends_gives_its_root_slots_back() {
+    let system = System::with_epc_pages(128);
+    let [first, second] = [BASE, BASE + (1 << 32)].map(|base| system.build(&Image::data(base, 20)));
+    system.driver.shrink();
+    assert_eq!(system.driver.free_pages(), 127);
+    drop(first);
+    system.check_invariants();
+    assert_eq!(system.driver.free_pages(), 127);
+    drop(second);
+    system.check_invariants();
+    assert_eq!(system.driver.free_pages(), 128);
+}
+
+#[test]
+fn linux_keeps_version_arrays() {
+    let system = System::with_behaviour(128, Profile::default(), Behaviour::linux());
+    let enclaves: Vec<_> = (0..3).map(|i| system.build(&Image::data(BASE + (i << 32), 20))).collect();
+    system.driver.shrink();
+    assert_eq!(system.driver.free_pages(), 125);
+    drop(enclaves);
+    system.check_invariants();
+}
+
+#[test]
+fn full_version_arrays_of_a_large_enclave_go_while_it_works() {
+    let system = System::with_epc_pages(64);
+    let enclave = system.build(&Image::data(BASE, 4000));
+    assert_eq!(enclave.stats().va_pages, 8);
+    for round in 0..20 {
+        for page in (1..=300).step_by(3) {
+            assert_eq!(system.read(&enclave, addr(page)), Touch::Done(page), "round {round}");
+        }
+        system.check_invariants();
+    }
+    let used = enclave.stats().va_resident;
+    assert!(used <= 4, "Linux has 8 of 64 EPC pages in use for versions, here it is {used}");
+    check_data(&system, &enclave, BASE, 4000);
+    assert!(system.driver.stats().va_evictions > 8 && system.driver.stats().va_loads > 8);
+    system.check_invariants();
+}
+
+#[test]
+fn a_version_array_that_was_changed_costs_its_own_enclave_only() {
+    let system = System::with_epc_pages(256);
+    let victim = system.build(&Image::data(BASE, 20));
+    let other_base = BASE + (1 << 32);
+    let other = system.build(&Image::data(other_base, 20));
+    system.driver.shrink();
+    let va = victim.base_size().map_or(0, |(_, size)| size / 4096 + 1);
+    assert!(system.store.tamper(victim.id(), va, |page| page.contents.0[0] ^= 1));
+    for page in [0, 1, 20, 1] {
+        assert_eq!(system.read(&victim, addr(page)), Touch::Sigbus);
+    }
+    system.check_invariants();
+    check_data(&system, &other, other_base, 20);
+    drop(victim);
+    system.check_invariants();
+    check_data(&system, &other, other_base, 20);
+}
+
+#[test]
+fn an_old_version_array_brings_no_old_page_back() {
+    let system = System::with_epc_pages(256);
+    let enclave = system.build(&Image::data(BASE, 20));
+    let va = enclave.base_size().map_or(0, |(_, size)| size / 4096 + 1);
+    system.driver.shrink();
+    let old = [7, va].map(|index| system.store.stored(enclave.id(), index).expect("it is out"));
+    assert_eq!(system.write(&enclave, addr(7), 70), Touch::Done(7));
+    system.driver.shrink();
+    for (index, page) in [7, va].into_iter().zip(old) {
+        assert!(system.store.tamper(enclave.id(), index, |stored| *stored = page));
+    }
+    assert_eq!(system.read(&enclave, addr(7)), Touch::Sigbus);
+    system.check_invariants();
+}
+
+#[test]
+fn every_refusal_of_the_store_has_its_way_back() {
+    for operation in [Operation::Reserve, Operation::Put, Operation::Get] {
+        for nth in 1..=60 {
+            let system = System::with_epc_pages(128);
+            let enclave = system.build(&Image::data(BASE, 20));
+            system.store.fail(operation, nth);
+            for _ in 0..2 {
+                system.driver.shrink();
+                system.check_invariants();
+                for page in 1..=20 {
+                    let mut touch = system.read(&enclave, addr(page));
+                    if touch == Touch::Sigbus && operation == Operation::Get {
+                        touch = system.read(&enclave, addr(page));
+                    }
+                    assert_eq!(touch, Touch::Done(page), "{operation:?} {nth}");
+                }
+                system.check_invariants();
+            }
+        }
+    }
+}
+
+#[test]
+fn before_init_the_secs_and_a_version_array_with_room_stay() {
+    let system = System::with_epc_pages(64);
+    let (enclave, caller, image) = (system.open(), SimCaller::new(), Image::data(BASE, 1500));
+    image.create(&enclave, &caller).expect("it can be created");
+    image.add_pages(&enclave, &caller).expect("there is room");
+    system.driver.shrink();
+    system.check_invariants();
+    let stats = enclave.stats();
+    assert_eq!((stats.resident, stats.va_pages, stats.va_resident), (0, 3, 1));
+    assert_eq!(enclave.fault(addr(3), RW), usgx_driver::FaultOutcome::Mapped);
+    let call = usgx_testkit::Call { enclave: &enclave, caller: &caller };
+    call.init(&image.sigstruct()).expect("it is what was signed");
+    check_data(&system, &enclave, BASE, 1500);
+    system.check_invariants();
+}
+
+#[test]
+fn idle_enclaves_of_eight_times_the_epc() {
+    idle_enclaves(32, 1 << 10, 1);
+}
+
+#[test]
+#[ignore = "a gigabyte, and minutes without optimisation: run with --release --ignored"]
+fn a_thousand_idle_enclaves_of_one_mebibyte_in_64() {
+    idle_enclaves(1000, 16 << 10, 2);
+}
+
+/// Builds enclaves of 1 MiB each in an EPC of `epc_pages`, shrinks it until only `roots` pages are in use, and compares
+/// every page of all with what was put into it.
+fn idle_enclaves(nr_enclaves: u64, epc_pages: usize, roots: usize) {
+    let system = System::with_epc_pages(epc_pages as u32);
+    let mut image = Image::data(BASE, 255);
+    image.size = 1 << 20;
+    // What is in the pages is not measured, so one signature is good for all.
+    let sigstruct = image.sigstruct();
+    let contents = |number: u64, page: u64| number << 32 | page;
+    let enclaves: Vec<_> = (0..nr_enclaves)
+        .map(|number| {
+            for page in &mut image.pages[1..] {
+                page.contents.0[..8].copy_from_slice(&contents(number, page.index).to_le_bytes());
+            }
+            let (enclave, caller) = (system.open(), SimCaller::new());
+            image.create(&enclave, &caller).expect("one more fits");
+            image.add_pages(&enclave, &caller).expect("one more fits");
+            let call = usgx_testkit::Call { enclave: &enclave, caller: &caller };
+            call.init(&sigstruct).expect("one more fits");
+            enclave
+        })
+        .collect();
+    system.driver.shrink();
+    // 512 VA pages to a root page.
+    assert_eq!(system.driver.free_pages(), epc_pages - roots);
+    for enclave in &enclaves {
+        let stats = enclave.stats();
+        assert_eq!((stats.pages, stats.resident, stats.va_resident), (257, 0, 0));
+    }
+    for (number, enclave) in (0..).zip(&enclaves) {
+        for page in 1..=255 {
+            assert_eq!(
+                system.read(enclave, addr(page)),
+                Touch::Done(contents(number, page)),
+                "enclave {number}"
+            );
+        }
+    }
+    system.check_invariants();
+    drop(enclaves);
+    system.check_invariants();
+    assert_eq!(system.driver.free_pages(), epc_pages);
+}
