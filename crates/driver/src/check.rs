@@ -48,6 +48,9 @@ impl<M: Machine> Inner<M> {
                 continue;
             };
             resident += 1;
+            if epc.is_poisoned(page) {
+                continue;
+            }
             assert_eq!(epc.state(page), PageState::Active, "page {index} is reclaimable");
             let (owner, number) = epc.owner(page).expect("a reclaimable page has an owner");
             assert!(owner.0.ptr_eq(&self.this) && number == index, "the owner of page {index}");

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use lock_api::Mutex;
-use usgx_epc::{Epc, NodeStats, Platform};
+use usgx_epc::{Epc, NodeStats, NotEpc, Platform, Poisoned};
 use usgx_isa::{Encls, EpcPage};
 
 use crate::config::Config;
@@ -116,6 +116,21 @@ impl<M: Machine> Driver<M> {
         self.0.epc.sanitize(&*self.0.hw)
     }
 
+    /// Whether no page is left that nobody has sanitised.
+    #[must_use]
+    pub fn is_sanitized(&self) -> bool {
+        self.0.epc.is_sanitized()
+    }
+
+    /// Takes note that an EPC page is broken, from whoever handles machine checks. It will not be handed out again; an
+    /// enclave that has it keeps it to its end.
+    ///
+    /// # Errors
+    /// `ENXIO`: the page is not in the EPC.
+    pub fn memory_failure(&self, page: EpcPage) -> Result<Poisoned, Errno> {
+        self.0.epc.memory_failure(page).map_err(|NotEpc| Errno::ENXIO)
+    }
+
     /// Whether `ksgxd` should run a pass now rather than sleep.
     pub fn ksgxd_should_run(&self) -> bool {
         self.0.epc.should_reclaim()
@@ -164,6 +179,7 @@ impl<M: Machine> Driver<M> {
             free_pages: epc.free as u64,
             peak_pages: epc.peak_used as u64,
             leaked_pages: epc.leaked as u64,
+            poisoned_pages: epc.poisoned as u64,
             reclaim_scans: epc.passes,
             direct_reclaims: epc.direct,
             pages_scanned: epc.scanned,

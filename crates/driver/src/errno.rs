@@ -15,6 +15,8 @@ impl Errno {
     pub const EINTR: Self = Self(4);
     /// The processor raised a fault.
     pub const EIO: Self = Self(5);
+    /// No such device or address.
+    pub const ENXIO: Self = Self(6);
     /// Try again.
     pub const EAGAIN: Self = Self(11);
     /// No memory of some kind.

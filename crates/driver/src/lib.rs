@@ -63,4 +63,4 @@ pub use seams::{
     AddressSpaces, BackingStore, Caller, Efault, EnclaveId, Machine, MapFailed, SourceError, StoreError,
 };
 pub use stats::{Counts, EnclaveStats, Stats};
-pub use usgx_epc::{NodeStats, Platform, Policy, SectionConfig};
+pub use usgx_epc::{NodeStats, Platform, Poisoned, Policy, SectionConfig};

@@ -153,6 +153,8 @@ pub struct Stats {
     pub peak_pages: u64,
     /// EPC pages that could not be removed, lost until a restart.
     pub leaked_pages: u64,
+    /// EPC pages that are broken and were retired.
+    pub poisoned_pages: u64,
     /// Reclaim passes.
     pub reclaim_scans: u64,
     /// Reclaim passes that somebody made who needed a page at once.

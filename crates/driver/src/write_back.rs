@@ -155,7 +155,7 @@ impl<M: Machine> Inner<M> {
     fn write_back_secs(&self, state: &mut State) {
         let index = self.secs_index();
         let Some(Place::Resident(page)) = state.secs else { return };
-        if self.kernel.store.reserve(self.id, index).is_err() {
+        if self.kernel.epc.is_poisoned(page) || self.kernel.store.reserve(self.id, index).is_err() {
             return;
         }
         match self.attempt(state, &Victim { page, index }, After::Nothing) {

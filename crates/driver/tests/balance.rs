@@ -43,7 +43,7 @@ fn check(driver: &Driver<SimMachine>, stats: &Stats) {
     assert_eq!(sum, stats.counts);
     let roots = stats.va_pages - enclaves.iter().map(|(_, enclave)| enclave.va_resident).sum::<u64>();
     let used = roots + enclaves.iter().map(|(_, enclave)| enclave.epc_pages()).sum::<u64>();
-    assert_eq!(stats.total_pages, stats.free_pages + used + stats.leaked_pages);
+    assert_eq!(stats.total_pages, stats.free_pages + used + stats.leaked_pages + stats.poisoned_pages);
     let found = stats.pages_young + stats.pages_refused + stats.pages_needed + stats.pages_kept;
     assert_eq!(stats.pages_scanned, found + stats.pages_reclaimed, "{stats:?}");
     let nodes = driver.node_stats();

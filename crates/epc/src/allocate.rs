@@ -47,10 +47,21 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
     /// As listed at [`AllocError`].
     pub fn alloc(&self, reclaim: Reclaim) -> Result<EpcPage, AllocError> {
         let result = loop {
+            let clean = self.is_sanitized();
             let seen = self.passes_ended();
             if let Some(page) = self.nodes.take(self.platform.current_node(), &self.states) {
                 self.counters.note_allocated();
                 break Ok(page);
+            }
+            if !clean && self.policy.wait_for_sanitizing {
+                if reclaim == Reclaim::Forbidden {
+                    break Err(AllocError::Busy);
+                }
+                if self.platform.signal_pending() {
+                    break Err(AllocError::Interrupted);
+                }
+                self.platform.wait_until(&|| self.is_sanitized() || self.free_pages() != 0);
+                continue;
             }
             // In an EPC of few pages a pass may have all of them. (Linux calls that out of memory.)
             let all_in_reclaim = !self.can_reclaim();

@@ -1,7 +1,7 @@
 //! Counters of the EPC. They are statistics and watermarks, never locks: accesses are relaxed where no reason for
 //! another order is given.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// The live counters.
 #[derive(Default)]
@@ -10,6 +10,8 @@ pub(crate) struct Counters {
     pub(crate) used: AtomicUsize,
     pub(crate) peak_used: AtomicUsize,
     pub(crate) leaked: AtomicUsize,
+    pub(crate) poisoned: AtomicUsize,
+    pub(crate) sanitized: AtomicBool,
     pub(crate) passes: AtomicU64,
     /// Those of `passes` that have ended, with every page where it belongs.
     pub(crate) ended: AtomicU64,
@@ -37,6 +39,12 @@ impl Counters {
         self.free.fetch_add(1, Relaxed);
     }
 
+    /// A page that was counted as freed is retired instead.
+    pub(crate) fn note_retired(&self) {
+        self.free.fetch_sub(1, Relaxed);
+        self.poisoned.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn free(&self) -> usize {
         self.free.load(Relaxed)
     }
@@ -55,6 +63,8 @@ pub struct EpcStats {
     pub peak_used: usize,
     /// Pages that EREMOVE refused and that are lost until the machine starts anew.
     pub leaked: usize,
+    /// Pages that are broken and were nobody's any more.
+    pub poisoned: usize,
     /// Pages on the list of reclaimable pages.
     pub active: usize,
     /// Reclaim passes.
@@ -83,6 +93,7 @@ impl Counters {
             used: self.used.load(Relaxed),
             peak_used: self.peak_used.load(Relaxed),
             leaked: self.leaked.load(Relaxed),
+            poisoned: self.poisoned.load(Relaxed),
             active,
             passes: self.passes.load(Relaxed),
             scanned: self.scanned.load(Relaxed),

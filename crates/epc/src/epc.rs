@@ -13,6 +13,7 @@ use crate::lru::Lru;
 use crate::nodes::Nodes;
 use crate::owner::PageOwner;
 use crate::platform::Platform;
+use crate::poison::Poison;
 use crate::policy::{Marks, Policy};
 use crate::state::{PageState, StateCell};
 
@@ -48,6 +49,7 @@ pub struct Epc<P: Platform, O: PageOwner> {
     pub(crate) nodes: Nodes<P::RawMutex>,
     pub(crate) lru: Mutex<P::RawMutex, Lru<O>>,
     pub(crate) counters: Counters,
+    pub(crate) poison: Poison,
     pub(crate) policy: Policy,
     pub(crate) marks: Marks,
     total: usize,
@@ -75,6 +77,7 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
             nodes: Nodes::new(sections),
             lru: Mutex::new(Lru::new(span)),
             counters: Counters::default(),
+            poison: Poison::new(span),
             policy,
             marks: policy.marks(total),
             total,
@@ -85,7 +88,9 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
     pub fn free(&self, page: EpcPage) {
         // Counted first: a page that is taken at once must not count below 0.
         self.counters.note_freed();
-        self.nodes.put(page, PageState::Owned, &self.states);
+        if !self.nodes.put(page, PageState::Owned, &self.states, &self.poison) {
+            self.counters.note_retired();
+        }
     }
 
     /// Gives up `page`, which the caller owns alone, for good: EREMOVE refuses it.
@@ -95,9 +100,12 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         self.counters.leaked.fetch_add(1, Relaxed);
     }
 
-    /// Lets reclaim passes have `page`, as the newest one. `index` is the owner's name for it.
+    /// Lets reclaim passes have `page`, as the newest one, unless it is broken. `index` is the owner's name for it.
     pub fn mark_reclaimable(&self, page: EpcPage, owner: O, index: u64) {
         let mut lru = self.lru.lock();
+        if self.poison.has(page) {
+            return;
+        }
         self.states[page.index()].change(PageState::Owned, PageState::Active);
         lru.set_owner(page, owner, index);
         lru.push_back(page);
@@ -154,6 +162,11 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         self.counters.read(self.total, active)
     }
 
+    /// Whether `page` was reported as broken.
+    pub fn is_poisoned(&self, page: EpcPage) -> bool {
+        self.state(page) != PageState::Outside && self.poison.has(page)
+    }
+
     /// Reads the counters of each node, ascending by number.
     pub fn node_stats(&self) -> Vec<NodeStats> {
         self.nodes.stats()
@@ -181,7 +194,8 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         assert_eq!(count(PageState::Active), self.lru.lock().len(), "active states and active list");
         let used = count(PageState::Owned) + count(PageState::Active) + count(PageState::Reclaiming);
         assert_eq!(used, self.counters.used.load(Relaxed), "used states and used counter");
-        let rest = count(PageState::Dirty) + count(PageState::Leaked);
+        assert_eq!(count(PageState::Poisoned), self.counters.poisoned.load(Relaxed), "retired pages");
+        let rest = count(PageState::Dirty) + count(PageState::Leaked) + count(PageState::Poisoned);
         assert_eq!(free + used + rest, self.total, "every page is in one state");
     }
 }

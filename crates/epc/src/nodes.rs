@@ -9,11 +9,12 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use lock_api::{Mutex, RawMutex};
+use lock_api::{Mutex, MutexGuard, RawMutex};
 use usgx_isa::EpcPage;
 
 use crate::counters::NodeStats;
 use crate::epc::SectionConfig;
+use crate::poison::Poison;
 use crate::state::{PageState, StateCell};
 
 /// A node that has EPC.
@@ -85,15 +86,30 @@ impl<R: RawMutex> Nodes<R> {
         })
     }
 
-    /// Puts `page`, whose state is `from`, on the free list of its node.
-    pub(crate) fn put(&self, page: EpcPage, from: PageState, states: &[StateCell]) {
-        let section = self.sections.iter().find(|section| section.contains(page));
-        let id = section.expect("only pages of a section are ever handed out").node;
-        let node = self.nodes.iter().find(|node| node.id == id).expect("each section's node is listed");
+    /// Puts `page`, whose state is `from`, on the free list of its node; returns false if it is broken and retired.
+    pub(crate) fn put(&self, page: EpcPage, from: PageState, states: &[StateCell], poison: &Poison) -> bool {
+        let node = self.node_of(page);
         let mut free = node.free.lock();
+        node.freed.fetch_add(1, Relaxed);
+        if poison.has(page) {
+            states[page.index()].change(from, PageState::Poisoned);
+            return false;
+        }
         states[page.index()].change(from, PageState::Free);
         free.push_back(page);
-        node.freed.fetch_add(1, Relaxed);
+        true
+    }
+
+    /// The node of `page`, which is in a section.
+    fn node_of(&self, page: EpcPage) -> &Node<R> {
+        let section = self.sections.iter().find(|section| section.contains(page));
+        let id = section.expect("only pages of a section are ever handed out").node;
+        self.nodes.iter().find(|node| node.id == id).expect("each section's node is listed")
+    }
+
+    /// Locks the free list of the node of `page`, which is in a section.
+    pub(crate) fn free_list_of(&self, page: EpcPage) -> MutexGuard<'_, R, VecDeque<EpcPage>> {
+        self.node_of(page).free.lock()
     }
 
     /// Reads the counters of each node.

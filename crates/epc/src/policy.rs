@@ -19,13 +19,15 @@ pub struct Policy {
     pub max_batch: usize,
     /// Whether the marks follow the size of the EPC.
     pub scaled_marks: bool,
+    /// Whether allocations wait for pages that are yet to be sanitised. Otherwise they fail (`ENOMEM`).
+    pub wait_for_sanitizing: bool,
 }
 
 impl Policy {
     /// Linux' choices: batches of 16, marks of 32 and 64 pages.
     #[must_use]
     pub const fn linux() -> Self {
-        Self { max_batch: BATCH, scaled_marks: false }
+        Self { max_batch: BATCH, scaled_marks: false, wait_for_sanitizing: false }
     }
 
     /// The marks of an EPC of `total` pages.
@@ -49,7 +51,7 @@ impl Policy {
 impl Default for Policy {
     /// One ETRACK and one kick for up to 256 pages, and a reserve for bursts.
     fn default() -> Self {
-        Self { max_batch: 256, scaled_marks: true }
+        Self { max_batch: 256, scaled_marks: true, wait_for_sanitizing: true }
     }
 }
 

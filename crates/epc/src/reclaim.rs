@@ -116,11 +116,17 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         Isolated(entries)
     }
 
-    /// Puts pages back on the list, as the newest ones.
+    /// Puts pages back on the list, as the newest ones; broken ones stay with their owners for good.
     fn put_back(&self, pages: impl Iterator<Item = EpcPage>) {
         let mut lru = self.lru.lock();
         for page in pages {
-            self.states[page.index()].change(PageState::Reclaiming, PageState::Active);
+            let state = &self.states[page.index()];
+            if self.poison.has(page) {
+                lru.clear_owner(page);
+                state.change(PageState::Reclaiming, PageState::Owned);
+                continue;
+            }
+            state.change(PageState::Reclaiming, PageState::Active);
             lru.push_back(page);
         }
     }

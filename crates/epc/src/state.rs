@@ -20,6 +20,8 @@ pub enum PageState {
     Reclaiming,
     /// EREMOVE refused it; never used again.
     Leaked,
+    /// Broken, and nobody's; never used again.
+    Poisoned,
 }
 
 impl PageState {
@@ -31,6 +33,7 @@ impl PageState {
             4 => Self::Active,
             5 => Self::Reclaiming,
             6 => Self::Leaked,
+            7 => Self::Poisoned,
             _ => Self::Outside,
         }
     }

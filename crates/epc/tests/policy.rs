@@ -7,8 +7,8 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use usgx_cpu::{ArenaBytes, FuseKeys, LogicalProcessors, Processor, Profile};
 use usgx_epc::{
-    Age, AllocError, BATCH, Epc, HeldOwner, InReclaim, PageOwner, PageState, Platform, Policy, Reclaim,
-    SectionConfig, Victim, Written,
+    Age, AllocError, BATCH, Epc, HeldOwner, InReclaim, NodeStats, NotEpc, PageOwner, PageState, Platform,
+    Poisoned, Policy, Reclaim, SectionConfig, Victim, Written,
 };
 use usgx_isa::layout::Secinfo;
 use usgx_isa::{Encls, EpcPage, LinAddr, Page};
@@ -339,4 +339,113 @@ fn a_page_is_not_freed_twice() {
     let page = epc.alloc(Reclaim::Forbidden).expect("free");
     epc.free(page);
     epc.free(page);
+}
+
+#[test]
+fn a_free_page_that_breaks_is_never_handed_out() {
+    let (epc, ..) = epc(4);
+    assert_eq!(epc.memory_failure(EpcPage(2)), Ok(Poisoned::Retired));
+    assert_eq!(epc.memory_failure(EpcPage(2)), Ok(Poisoned::Known));
+    assert_eq!(epc.memory_failure(EpcPage(4)), Err(NotEpc));
+    assert_eq!((epc.free_pages(), epc.stats().poisoned), (3, 1), "it does not count as free");
+    let pages: Vec<_> = (0..3).map(|_| epc.alloc(Reclaim::Forbidden).expect("free").0).collect();
+    assert_eq!(pages, [0, 1, 3]);
+    assert_eq!(epc.alloc(Reclaim::Allowed), Err(AllocError::Exhausted));
+    epc.check_invariants();
+}
+
+#[test]
+fn a_page_in_use_that_breaks_stays_with_its_owner_and_is_retired_after() {
+    let (epc, _, notes) = epc(8);
+    let pages = fill(&epc, &notes, 2);
+    let owned = epc.alloc(Reclaim::Forbidden).expect("free");
+    assert_eq!(epc.memory_failure(pages[0]), Ok(Poisoned::InUse));
+    assert_eq!(epc.memory_failure(owned), Ok(Poisoned::InUse));
+    epc.mark_reclaimable(owned, Owner(Arc::downgrade(&notes)), 9);
+    assert_eq!(epc.reclaim_pass(), 1, "nobody reads the broken ones");
+    assert_eq!(*notes.written.lock(), [1]);
+    epc.check_invariants();
+    for page in [pages[0], owned] {
+        assert_eq!((epc.state(page), epc.unmark_reclaimable(page)), (PageState::Owned, Ok(())));
+        epc.free(page);
+        assert_eq!(epc.state(page), PageState::Poisoned);
+    }
+    assert_eq!((epc.free_pages(), epc.stats().used, epc.stats().poisoned), (6, 0, 2));
+    epc.check_invariants();
+}
+
+#[test]
+fn a_page_that_breaks_in_reclaim_is_left_to_the_pass() {
+    /// Hears of broken pages while it ages them; gives the second and keeps the first.
+    #[derive(Clone)]
+    struct Unlucky(Weak<Epc<TestPlatform, Self>>);
+    impl PageOwner for Unlucky {
+        type Held = Self;
+        fn get(&self) -> Option<Self> {
+            Some(self.clone())
+        }
+    }
+    impl HeldOwner for Unlucky {
+        fn id(&self) -> u64 {
+            0
+        }
+        fn age(&self, victims: &[Victim], ages: &mut [Age]) {
+            let epc = self.0.upgrade().expect("the pass runs on it");
+            for victim in victims {
+                assert_eq!(epc.memory_failure(victim.page), Ok(Poisoned::InUse));
+            }
+            ages.fill(Age::Old);
+            ages[0] = Age::Young;
+        }
+        fn block(&self, _: &[Victim]) {}
+        fn write(&self, _: &[Victim], written: &mut [Written]) {
+            written.fill(Written::Gone);
+        }
+    }
+    let epc = Arc::new(Epc::new(&[section(0, 0, 2)], Policy::linux(), Arc::new(TestPlatform::default())));
+    assert_eq!(epc.sanitize(&hw(2)), 0);
+    let pages = [0, 1].map(|index| {
+        let page = epc.alloc(Reclaim::Forbidden).expect("free");
+        epc.mark_reclaimable(page, Unlucky(Arc::downgrade(&epc)), index);
+        page
+    });
+    assert_eq!(epc.reclaim_pass(), 1);
+    assert_eq!(pages.map(|page| epc.state(page)), [PageState::Owned, PageState::Poisoned]);
+    assert_eq!((epc.can_reclaim(), epc.free_pages()), (false, 0));
+    epc.free(pages[0]);
+    assert_eq!(epc.state(pages[0]), PageState::Poisoned);
+    epc.check_invariants();
+}
+
+#[test]
+fn a_page_that_breaks_before_sanitising_is_not_touched() {
+    let epc = TestEpc::new(&[section(0, 0, 6)], Policy::linux(), Arc::default());
+    assert_eq!(epc.memory_failure(EpcPage(5)), Ok(Poisoned::InUse));
+    // This processor would refuse it.
+    assert_eq!(epc.sanitize(&hw(5)), 0);
+    assert_eq!((epc.free_pages(), epc.state(EpcPage(5))), (5, PageState::Poisoned));
+    epc.check_invariants();
+}
+
+#[test]
+fn who_comes_early_waits_for_a_clean_page() {
+    let epc = TestEpc::new(&[section(0, 0, 4)], Policy::default(), Arc::default());
+    assert_eq!(epc.alloc(Reclaim::Forbidden), Err(AllocError::Busy));
+    std::thread::scope(|scope| {
+        let early = scope.spawn(|| epc.alloc(Reclaim::Allowed));
+        assert_eq!(epc.sanitize(&hw(4)), 0);
+        assert!(early.join().expect("it does not panic").is_ok());
+    });
+    epc.check_invariants();
+}
+
+#[test]
+fn nodes_have_sizes() {
+    let sections = [section(3, 0, 2), section(1, 4, 2), section(3, 8, 5)];
+    let epc = TestEpc::new(&sections, Policy::linux(), Arc::default());
+    assert_eq!(epc.sanitize(&hw(16)), 0);
+    assert_eq!(epc.alloc(Reclaim::Forbidden), Ok(EpcPage(4)));
+    let clean = NodeStats { node: 3, total: 7, free: 7, freed: 7, ..NodeStats::default() };
+    let used = NodeStats { node: 1, total: 2, free: 1, hits: 1, freed: 2, ..NodeStats::default() };
+    assert_eq!(epc.node_stats(), [used, clean]);
 }

@@ -24,6 +24,8 @@ pub enum Request {
     /// Tell what happens, from now on: [`Response::Events`], again and again. Only for the machine's own user, and
     /// root: which page of an enclave is touched when tells much about what is in it.
     Events,
+    /// Evict all that can be evicted. Only for the machine's own user, and root.
+    Shrink,
     /// Stop, now; the programs' enclaves are lost. Only for the machine's own user, and root.
     Stop,
 }
@@ -44,6 +46,11 @@ pub enum Response {
         lost: u64,
         /// Those that are not.
         events: Vec<EventRecord>,
+    },
+    /// It has evicted what it could.
+    Shrunk {
+        /// EPC pages that became free.
+        pages: u64,
     },
     /// It stops.
     Stopping,
@@ -113,7 +120,7 @@ pub fn events(
     Ok(conversation.map(move |response| match response? {
         Response::Events { lost, events } => Ok((lost, events)),
         Response::Refused { reason } => Err(MachineError::Refused(reason)),
-        Response::Status { .. } | Response::Stopping => Err(unanswered(&path)),
+        Response::Status { .. } | Response::Shrunk { .. } | Response::Stopping => Err(unanswered(&path)),
     }))
 }
 

@@ -97,7 +97,10 @@ impl Machine {
             Arc::new(spaces),
             Arc::clone(&store),
         );
-        driver.sanitize();
+        if !config.behaviour.reclaim.wait_for_sanitizing {
+            // On Linux, too, programs come when `ksgxd` is done with this: it does it as the computer starts.
+            ksgxd::sanitize(&driver);
+        }
 
         let (garbage, collected) = queue();
         let host = Arc::new(Host {

@@ -32,6 +32,8 @@ pub struct StatsSnapshot {
     pub peak_epc_pages: u64,
     /// EPC pages that were lost.
     pub leaked_pages: u64,
+    /// EPC pages that are broken and were retired.
+    pub poisoned_pages: u64,
     /// VA pages in the EPC, root VA pages included.
     pub va_pages: u64,
     /// EPC pages that some process has mapped.

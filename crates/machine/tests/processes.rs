@@ -175,12 +175,16 @@ fn a_shared_machine_listens_reports_and_stops() {
     let door = open_door(&path).unwrap();
     let client = TestClient::connect(&door, [0; 2]);
     let mut thread = client.thread();
-    let enclave = thread.build(&Image::data(fresh_base(), 30), false);
+    let enclave = thread.build(&Image::data(fresh_base(), 30), true);
     let Response::Status { stats } = control(&path, Request::Status).unwrap() else { panic!("a status") };
     assert_eq!((stats.enclaves, stats.epc_total_pages, stats.clients.len()), (1, 100, 1));
     assert_eq!(stats.clients[0].pid, std::process::id());
     assert_eq!(stats.clients[0].uid, effective_uid());
     assert_eq!(stats.clients[0].resident_pages, 31);
+    // The pages, the SECS and the VA page; for the last there is a root page now.
+    assert_eq!(control(&path, Request::Shrink).unwrap(), Response::Shrunk { pages: 32 });
+    let Response::Status { stats } = control(&path, Request::Status).unwrap() else { panic!("a status") };
+    assert_eq!((stats.epc_free_pages, stats.clients[0].resident_pages), (99, 0));
     assert_eq!(control(&path, Request::Stop).unwrap(), Response::Stopping);
     machine.run_until_stopped();
     machine.run_until_idle();

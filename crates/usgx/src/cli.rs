@@ -198,6 +198,11 @@ pub(crate) enum MachineCommand {
         #[command(flatten)]
         place: Place,
     },
+    /// Evict all that a machine can evict; what is needed comes back by itself
+    Shrink {
+        #[command(flatten)]
+        place: Place,
+    },
     /// Show a machine's EPC and who uses it
     Status {
         #[command(flatten)]

@@ -141,10 +141,26 @@ pub(crate) fn stop(socket: &Path) -> Result<ExitCode> {
     match ask(socket, Request::Stop)? {
         Response::Stopping => Ok(ExitCode::SUCCESS),
         Response::Refused { reason } => bail!("the machine does not stop: {reason}"),
-        Response::Status { .. } | Response::Events { .. } => {
+        Response::Status { .. } | Response::Events { .. } | Response::Shrunk { .. } => {
             bail!("the machine at {} answers something else", socket.display())
         }
     }
+}
+
+/// Has a machine evict all that it can.
+///
+/// # Errors
+///
+/// If none answers, or it does not do that for this user.
+pub(crate) fn shrink(socket: &Path) -> Result<ExitCode> {
+    match ask(socket, Request::Shrink)? {
+        Response::Shrunk { pages } => println!("{} of EPC became free", Size(pages * PAGE_SIZE)),
+        Response::Refused { reason } => bail!("the machine does not shrink: {reason}"),
+        Response::Status { .. } | Response::Stopping | Response::Events { .. } => {
+            bail!("the machine at {} answers something else", socket.display())
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Reads a machine's numbers.
@@ -156,7 +172,7 @@ pub(crate) fn snapshot(socket: &Path) -> Result<StatsSnapshot> {
     match ask(socket, Request::Status)? {
         Response::Status { stats } => Ok(*stats),
         Response::Refused { reason } => bail!("the machine does not tell: {reason}"),
-        Response::Stopping | Response::Events { .. } => {
+        Response::Stopping | Response::Events { .. } | Response::Shrunk { .. } => {
             bail!("the machine at {} answers something else", socket.display())
         }
     }

@@ -79,6 +79,7 @@ fn dispatch(command: Command, inherited: Inherited) -> Result<ExitCode> {
             machine::start(hardware.into(), service, foreground, inherited)
         }
         Command::Machine(MachineCommand::Stop { place }) => machine::stop(&socket(place)?),
+        Command::Machine(MachineCommand::Shrink { place }) => machine::shrink(&socket(place)?),
         Command::Machine(MachineCommand::Status { place, json }) => machine::status(&socket(place)?, json),
         Command::Stats { target, json, interval } => sight::stats::show(&machine_of(target)?, json, interval),
         Command::Top { target, interval } => sight::top::run(&machine_of(target)?, interval),

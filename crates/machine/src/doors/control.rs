@@ -53,6 +53,14 @@ pub(crate) fn serve(host: &Arc<Host>, door: &OwnedFd, bytes: &[u8], clients: Vec
             }
             Wish::Nothing
         }
+        Request::Shrink => {
+            match may_rule(door, "shrink").map(|()| door.try_clone()) {
+                Ok(Ok(door)) => shrink(host, door),
+                Ok(Err(error)) => tracing::warn!(%error, "cannot shrink"),
+                Err(reason) => answer(door, Response::Refused { reason }),
+            }
+            Wish::Nothing
+        }
         Request::Stop => match may_rule(door, "stop") {
             Ok(()) => {
                 answer(door, Response::Stopping);
@@ -63,6 +71,17 @@ pub(crate) fn serve(host: &Arc<Host>, door: &OwnedFd, bytes: &[u8], clients: Vec
                 Wish::Nothing
             }
         },
+    }
+}
+
+/// Evicts what can be evicted, in a thread, as the event loop must not wait for that.
+fn shrink(host: &Arc<Host>, door: OwnedFd) {
+    let host = Arc::clone(host);
+    let started = std::thread::Builder::new().name("shrink".into()).spawn(move || {
+        answer(&door, Response::Shrunk { pages: host.driver.shrink() as u64 });
+    });
+    if let Err(error) = started {
+        tracing::warn!(%error, "cannot shrink");
     }
 }
 

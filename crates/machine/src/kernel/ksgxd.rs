@@ -1,4 +1,4 @@
-//! `ksgxd`: the thread that reclaims EPC pages in the background.
+//! `ksgxd`: the thread that makes the EPC usable, and then reclaims pages in the background.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,23 @@ use crate::system::System;
 /// How long to rest after a pass that freed nothing: everything is young, or cannot be written back.
 const REST: Duration = Duration::from_millis(1);
 
+/// Makes the EPC usable.
+pub(crate) fn sanitize(driver: &Driver<System>) {
+    let unusable = driver.sanitize();
+    if unusable != 0 {
+        tracing::warn!(unusable, "EPC pages cannot be removed and stay unused");
+    }
+}
+
 /// Starts the thread; it ends with [`HostPlatform::stop`].
 pub(crate) fn start(
     driver: Driver<System>,
     platform: Arc<HostPlatform>,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("ksgxd".into()).spawn(move || {
+        if !driver.is_sanitized() {
+            sanitize(&driver);
+        }
         while platform.wait_for_work() {
             let mut idle_passes = 0;
             while driver.ksgxd_should_run() && !platform.is_stopped() {

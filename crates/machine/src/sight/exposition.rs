@@ -100,13 +100,15 @@ fn machine(text: &mut Text, stats: &StatsSnapshot) {
 
     let enclave_pages: u64 = stats.enclave_list.iter().map(|enclave| enclave.resident_pages).sum();
     let used = stats.epc_total_pages - stats.epc_free_pages.min(stats.epc_total_pages);
-    let rest = used.saturating_sub(enclave_pages + stats.va_pages + stats.leaked_pages);
+    let gone = stats.leaked_pages + stats.poisoned_pages;
+    let rest = used.saturating_sub(enclave_pages + stats.va_pages + gone);
     text.family("usgx_epc_pages", "gauge", "Pages of the EPC by what they are in use for.");
     for (state, pages) in [
         ("free", stats.epc_free_pages),
         ("enclave", enclave_pages),
         ("va", stats.va_pages),
         ("leaked", stats.leaked_pages),
+        ("poisoned", stats.poisoned_pages),
         ("other", rest),
     ] {
         text.sample("usgx_epc_pages", &[("state", &state)], pages);

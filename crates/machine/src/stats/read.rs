@@ -117,6 +117,7 @@ impl StatsSnapshot {
             epc_free_pages: driver.free_pages,
             peak_epc_pages: driver.peak_pages,
             leaked_pages: driver.leaked_pages,
+            poisoned_pages: driver.poisoned_pages,
             va_pages: driver.va_pages,
             mapped_pages: host.views.nr_mapped() as u64,
             frames: host.frames.nr_used() as u64,
