@@ -40,6 +40,8 @@ pub struct StatsSnapshot {
     pub mapped_pages: u64,
     /// Page frames in use: EPC pages that are not mapped.
     pub frames: u64,
+    /// Places of the backing store that are taken, one for each evicted page; more while a reclaim pass is at work.
+    pub backing_pages: u64,
     /// Bytes that evicted pages take.
     pub backing_bytes: u64,
     /// Bytes of enclaves that are evicted.

@@ -47,6 +47,11 @@ impl Store {
         Ok(Self(Mutex::new(Inner { medium, enclaves: HashMap::new() })))
     }
 
+    /// Pages that it holds, or has a place reserved for.
+    pub(crate) fn nr_pages(&self) -> u64 {
+        self.0.lock().enclaves.values().map(|slots| slots.len() as u64).sum()
+    }
+
     /// Bytes of memory or disk space in use.
     pub(crate) fn size(&self) -> u64 {
         match &self.0.lock().medium {
@@ -197,9 +202,10 @@ mod tests {
             assert_eq!(store.get(two, index, &mut out), Err(StoreError::Io));
         }
         store.get(one, 99, &mut out).expect("still there");
+        assert_eq!(store.nr_pages(), 100);
         store.destroy(one);
         store.destroy(two);
-        assert_eq!(store.size(), 0);
+        assert_eq!((store.nr_pages(), store.size()), (0, 0));
     }
 
     #[test]

@@ -121,6 +121,7 @@ impl StatsSnapshot {
             va_pages: driver.va_pages,
             mapped_pages: host.views.nr_mapped() as u64,
             frames: host.frames.nr_used() as u64,
+            backing_pages: host.store.nr_pages(),
             backing_bytes: host.store.size(),
             usgx_swapped_bytes: enclaves.iter().map(|enclave| enclave.evicted_pages * PAGE).sum(),
             enclaves: driver.enclaves,

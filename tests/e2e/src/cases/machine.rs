@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal};
 
-use super::shared::{Machine, number};
+use super::shared::Machine;
 use super::{LONG, SHORT, Verdict, expect, trial};
 use crate::process::{self, Process};
 use crate::stage::{Link, Stage, User};
@@ -108,8 +108,8 @@ pub(super) fn patience(variable: &str, usual: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
-/// Kills at random moments: while pages are added, in calls, in faults, in a fork's child. After each one nothing of
-/// it is left in the machine, and the other user's program reads what it wrote, all the time.
+/// Kills at random moments: while pages are added, in calls, in faults, in a fork's child. After each one not one page
+/// of it is left in the machine, and the other user's program reads what it wrote, all the time.
 fn killed(stage: &Stage, user: User) -> Result<Verdict> {
     let machine = Machine::start(stage, user, "killed", EPC, &[])?;
     let mut witness = Process::start(&mut machine.worker(stage, user, FEW, "forever 5"))?;
@@ -125,7 +125,8 @@ fn killed(stage: &Stage, user: User) -> Result<Verdict> {
                 command
             }
             1 => machine.worker(stage, User::Ordinary, FEW, "fill 1 fork 1 fork 2 fork 3 forever 4"),
-            _ => machine.worker(stage, User::Ordinary, MOST, "forever 1"),
+            2 => machine.worker(stage, User::Ordinary, MOST, "forever 1"),
+            _ => machine.worker(stage, User::Ordinary, TOO_MANY, "forever 1"),
         };
         let rounds = witness.count("round");
         let victim = Process::start(&mut command)?;
@@ -142,10 +143,9 @@ fn killed(stage: &Stage, user: User) -> Result<Verdict> {
         }
         let outcome = victim.finish(SHORT)?;
         ensure!(outcome.end() == (None, Some(9)), "killed, it ended with {}", outcome.describe());
-        machine.settles(stage, &format!("rid of process {pid} in round {round}"), |status| {
-            let clients = status["clients"].as_array();
-            number(status, "enclaves") == 1 && clients.is_some_and(|clients| clients.len() == 1)
-        })?;
+        machine
+            .holds_only(stage, witness.pid())
+            .with_context(|| format!("process {pid} was killed in round {round}"))?;
         let deadline = Instant::now() + SHORT;
         while !process::left_over(&mark).is_empty() {
             ensure!(Instant::now() < deadline, "left: {}", process::left_over(&mark).join(", "));

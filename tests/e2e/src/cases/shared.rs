@@ -93,10 +93,32 @@ impl Machine {
         }
     }
 
+    /// Waits until one process with one thread is left, and every page of the EPC and of the backing store is its own or free.
+    pub(super) fn holds_only(&self, stage: &Stage, pid: u32) -> Result<()> {
+        self.settles(stage, &format!("left with process {pid} alone"), |status| {
+            let (Some([client]), Some([enclave])) = (
+                status["clients"].as_array().map(Vec::as_slice),
+                status["enclave_list"].as_array().map(Vec::as_slice),
+            ) else {
+                return false;
+            };
+            let used = number(status, "epc_total_pages").saturating_sub(number(status, "epc_free_pages"));
+            // A page is mapped or in a frame; the one thread control structure that it has entered is both.
+            let placed = number(status, "frames").saturating_add(number(status, "mapped_pages"));
+            client["pid"] == pid
+                && enclave["pid"] == pid
+                && used == number(enclave, "epc_pages")
+                && placed == used + 1
+                && number(status, "backing_pages") == number(enclave, "evicted_pages")
+                && number(status, "leaked_pages") == 0
+        })
+        .map(drop)
+    }
+
     /// Waits until nobody and nothing is left.
     pub(super) fn is_empty(&self, stage: &Stage) -> Result<()> {
         let status = self.settles(stage, "empty", |status| {
-            let zero = ["enclaves", "va_pages", "mapped_pages", "frames", "backing_bytes"];
+            let zero = ["enclaves", "va_pages", "mapped_pages", "frames", "backing_pages", "backing_bytes"];
             zero.iter().all(|name| number(status, name) == 0)
                 && status["epc_free_pages"] == status["epc_total_pages"]
                 && status["clients"].as_array().is_some_and(Vec::is_empty)
