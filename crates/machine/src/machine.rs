@@ -16,6 +16,7 @@ use usgx_isa::{EpcPage, PAGE_SIZE};
 use usgx_sys::cpuid::cpuid;
 use usgx_sys::{process, socket};
 
+use crate::clients::register::Register;
 use crate::clients::tickets::Tickets;
 use crate::config::MachineConfig;
 use crate::doors::activity::Activity;
@@ -111,6 +112,7 @@ impl Machine {
             views,
             platform: Arc::clone(&platform),
             store,
+            clients: Register::default(),
             tickets: Tickets::default(),
             activity: Arc::new(Activity::default()),
             provision: Mutex::default(),

@@ -10,6 +10,7 @@ use usgx_cpu::Processor;
 use usgx_driver::{Driver, Enclave, EnclaveId, Event};
 
 use crate::clients::Client;
+use crate::clients::register::Register;
 use crate::clients::tickets::Tickets;
 use crate::doors::activity::Activity;
 use crate::hardware::frames::{FrameBytes, Frames};
@@ -98,6 +99,7 @@ pub(crate) struct Host {
     pub(crate) views: Arc<Views>,
     pub(crate) platform: Arc<HostPlatform>,
     pub(crate) store: Arc<Store>,
+    pub(crate) clients: Register,
     pub(crate) tickets: Tickets,
     pub(crate) activity: Arc<Activity>,
     /// Inode numbers of `/dev/sgx_provision` descriptors that are open.

@@ -16,7 +16,7 @@ use crate::enclaves::{self, CHANGES, Enclave};
 use crate::process::reserve;
 use crate::syscalls::memory;
 use crate::thread::Thread;
-use crate::{filter, link, sys, usercopy};
+use crate::{filter, link, procfs, sys, usercopy};
 
 /// A path that usgx answers for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,24 +93,7 @@ fn directory_path(dirfd: i32, into: &mut [u8; MAX_PATH]) -> Option<usize> {
         let len = unsafe { sys!(nr::GETCWD, into.as_mut_ptr(), MAX_PATH) };
         return (len > 0).then(|| len as usize - 1);
     }
-    let mut name = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
-    let mut digits = [0u8; 10];
-    let mut rest = u32::try_from(dirfd).ok()?;
-    let mut count = 0;
-    loop {
-        digits[count] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        count += 1;
-        if rest == 0 {
-            break;
-        }
-    }
-    for i in 0..count {
-        name[14 + i] = digits[count - 1 - i];
-    }
-    // SAFETY: the kernel reads the name and writes at most the buffer's length.
-    let len = unsafe { sys!(nr::READLINK, name.as_ptr(), into.as_mut_ptr(), MAX_PATH) };
-    (len > 0 && (len as usize) < MAX_PATH).then_some(len as usize)
+    procfs::path_of(dirfd, into)
 }
 
 const O_ACCMODE: u64 = 3;

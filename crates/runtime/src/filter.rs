@@ -3,7 +3,7 @@
 //! A filter is inherited by everything that the program starts, and survives `execve`, so there are two. The
 //! first is installed once for a run and concerns every program: opens, SGX's ioctls, signals, forks. The second
 //! makes the calls trap that change mappings; only a process that uses enclaves pays for it, from the moment it
-//! opens the device ([`arm_memory`]).
+//! opens the device ([`arm_memory`]). Debuggers get a few more ([`watch`], [`watch_signals`]).
 //!
 //! Call numbers are looked at before anything else: the kernel then sees that all other calls pass whatever their
 //! arguments, and does not run the filter for them at all. Calls from the runtime's image always pass.
@@ -218,7 +218,7 @@ pub fn install() -> Result<(), i64> {
         nr::SIGNALFD4,
     ];
     let processes = [nr::CLONE, nr::CLONE3, nr::FORK, nr::VFORK, nr::EXECVE, nr::EXECVEAT, nr::EXIT];
-    for number in signals.into_iter().chain(processes).chain([nr::CLOSE_RANGE, nr::SECCOMP]) {
+    for number in signals.into_iter().chain(processes).chain([nr::CLOSE_RANGE, nr::SECCOMP, nr::PTRACE]) {
         a.trap(number);
     }
     for (number, index) in [(nr::PPOLL, 3), (nr::PSELECT6, 5), (nr::EPOLL_PWAIT, 4), (nr::EPOLL_PWAIT2, 4)] {
@@ -248,6 +248,9 @@ pub fn install() -> Result<(), i64> {
     load(a.finish(), 0)
 }
 
+/// The filter is for all threads.
+const TSYNC: u64 = 1;
+
 /// Whether this image has its second filter.
 static ARMED: AtomicU32 = AtomicU32::new(0);
 static ARMING: Lock<()> = Lock::new(());
@@ -274,13 +277,61 @@ pub fn arm_memory() -> Result<(), i64> {
         a.check();
         a.allow();
     });
-    const TSYNC: u64 = 1;
     load(a.finish(), TSYNC)?;
     ARMED.store(1, Ordering::Release);
     Ok(())
 }
 
-/// The lock taken while the second filter is installed, for fork.
+/// Calls that read or write a file by its descriptor.
+const TRANSFERS: [u64; 10] = [
+    nr::READ,
+    nr::WRITE,
+    nr::PREAD64,
+    nr::PWRITE64,
+    nr::READV,
+    nr::WRITEV,
+    nr::PREADV,
+    nr::PWRITEV,
+    nr::PREADV2,
+    nr::PWRITEV2,
+];
+
+/// Descriptor numbers of which reads and writes trap. A filter stays, so each number costs one once.
+static WATCHED: [AtomicU32; 32] = [const { AtomicU32::new(NOBODY) }; 32];
+const NOBODY: u32 = u32::MAX;
+
+/// Makes reads and writes of the descriptor `fd` trap, in all threads. Without room for another number, those of all
+/// descriptors do.
+pub fn watch(fd: i32) -> Result<(), i64> {
+    let fd = fd as u32;
+    let _guard = ARMING.lock();
+    let free = WATCHED.iter().find(|entry| [NOBODY, fd].contains(&entry.load(Ordering::Relaxed)));
+    // The last entry stands for all of them.
+    let all = free.is_none_or(|entry| core::ptr::eq(entry, &WATCHED[WATCHED.len() - 1]));
+    match free {
+        Some(entry) if entry.load(Ordering::Relaxed) == NOBODY => {
+            let mut a = Assembler::new();
+            for number in TRANSFERS {
+                if all { a.trap(number) } else { a.trap_if_equal(number, 0, fd) }
+            }
+            load(a.finish(), TSYNC)?;
+            entry.store(fd, Ordering::Relaxed);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the calls trap by which a thread signals itself, in the calling thread.
+pub fn watch_signals() -> Result<(), i64> {
+    let mut a = Assembler::new();
+    for number in [nr::KILL, nr::TKILL, nr::TGKILL, nr::RT_SIGQUEUEINFO, nr::RT_TGSIGQUEUEINFO] {
+        a.trap(number);
+    }
+    load(a.finish(), 0)
+}
+
+/// The lock taken while a later filter is installed, for fork.
 pub fn arming_lock() -> &'static crate::arch::lock::RawLock {
     ARMING.raw()
 }

@@ -312,6 +312,14 @@ pub fn drain_kicks(thread: &Thread) {
     while unsafe { sys!(nr::READ, thread.kick_fd, buffer.as_mut_ptr(), buffer.len()) } > 0 {}
 }
 
+/// Whether a kick has come that nobody has looked at.
+fn is_kicked(thread: &Thread) -> bool {
+    const MSG_PEEK_DONTWAIT: u64 = 0x2 | 0x40;
+    let mut byte = 0u8;
+    // SAFETY: the kernel writes at most one byte; without a socket it refuses.
+    unsafe { sys!(nr::RECVFROM, thread.kick_fd, &raw mut byte, 1, MSG_PEEK_DONTWAIT) > 0 }
+}
+
 /// Gives the slot of `thread` back. `own_fds`: whether its descriptors are the calling process's.
 pub fn end_slot(thread: &mut Thread, own_fds: bool) {
     if thread.slot < 0 {
@@ -440,6 +448,10 @@ fn signal_pending(thread: &Thread) -> bool {
     let mut pending = 0u64;
     // SAFETY: the kernel writes one word.
     unsafe { sys!(nr::RT_SIGPENDING, &raw mut pending, 8) };
+    if is_kicked(thread) {
+        // It is the runtime's, and no reason for the program to be interrupted.
+        pending &= !bit(KICK_SIGNAL);
+    }
     let actions = thread.process().actions.lock();
     (1..=64).any(|sig| {
         let harmless =

@@ -45,10 +45,19 @@ pub struct Process {
     pub actions: Lock<Actions>,
     /// Signals that the program blocks and the kernel does not keep.
     pub pending: Pending,
+    /// Nonzero if the program has said that its parent is to trace it, and the kernel has not been told yet.
+    pub trace_me: AtomicU32,
+}
+
+impl Process {
+    /// All signals default, and none that waits.
+    pub const fn new() -> Self {
+        Self { actions: Lock::new(Actions::new()), pending: Pending::new(), trace_me: AtomicU32::new(0) }
+    }
 }
 
 /// The image's process.
-pub static PROCESS: Process = Process { actions: Lock::new(Actions::new()), pending: Pending::new() };
+pub static PROCESS: Process = Process::new();
 
 /// How the attendant started this image.
 pub static BOOT: Once<Boot> = Once::new();

@@ -13,6 +13,7 @@ use usgx_wire::place::{RUNTIME_BASE, RUNTIME_END, VDSO_BASE};
 use crate::arch::syscall::nr;
 use crate::arch::{close, complain, fatal, getpid};
 use crate::process::{self, BOOT, FIRST_PID, PROCESS};
+use crate::signals::frame::signum;
 use crate::signals::tables;
 use crate::thread::Thread;
 use crate::{cpuid, enclu, filter, link, sys};
@@ -88,12 +89,25 @@ extern "C" fn start() {
     tables::install(&PROCESS);
     cpuid::init(link::header());
     enclu::init();
-    enclu::init();
     if cpuid::needs_patching() {
         patch_mapped();
     }
     if boot.flags & boot::flags::INSTALL_FILTER != 0 && filter::install().is_err() {
         fatal("usgx: seccomp filters are not available here\n");
+    }
+    if boot.flags & boot::flags::TRACE_ME != 0 {
+        stop_for_parent();
+    }
+}
+
+/// Lets the parent trace this process and stops, as the kernel stops the new image of a traced program.
+fn stop_for_parent() {
+    const PTRACE_TRACEME: u64 = 0;
+    // SAFETY: no memory is touched.
+    unsafe {
+        if sys!(nr::PTRACE, PTRACE_TRACEME) == 0 {
+            sys!(nr::KILL, getpid(), signum::SIGTRAP);
+        }
     }
 }
 

@@ -15,9 +15,8 @@ use crate::arch::lock::Lock;
 use crate::arch::syscall::nr;
 use crate::arch::{fatal, gettid};
 use crate::enclu;
-use crate::process::{Actions, Process};
+use crate::process::Process;
 use crate::signals::frame::{SS_DISABLE, SigInfo, StackT};
-use crate::signals::pending::Pending;
 use crate::sys;
 
 /// Bytes at the top of a stride that hold the [`Thread`].
@@ -152,7 +151,7 @@ impl Thread {
     pub fn separate(&mut self, parent: &Process) {
         let own = &raw mut self.own_process;
         // SAFETY: the field is this record's, and nobody looks at it before `process` points there.
-        unsafe { own.write(Process { actions: Lock::new(Actions::new()), pending: Pending::new() }) };
+        unsafe { own.write(Process::new()) };
         *self.own_process.actions.lock() = *parent.actions.lock();
         self.process = own;
     }

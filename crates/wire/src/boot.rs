@@ -46,6 +46,8 @@ pub mod flags {
     pub const ANNOUNCE_EXIT: u32 = 1 << 1;
     /// `/dev/sgx_enclave` and its like are real files in this mount namespace, so only opens need care.
     pub const DEVICES_ARE_FILES: u32 = 1 << 2;
+    /// The program's parent is to trace it ([`super::EXEC_TRACED`]), and to find it stopped by `SIGTRAP`.
+    pub const TRACE_ME: u32 = 1 << 3;
 }
 
 /// [`ExecRequest::kind`]: the thread is about to call `execve`; seize it and answer.
@@ -55,18 +57,21 @@ pub const EXEC_FAILED: u32 = 2;
 /// [`ExecRequest::kind`]: the run's first process is about to end by `exit_group`; answer when done.
 pub const EXIT_NOTICE: u32 = 3;
 
+/// [`ExecRequest::kind`]: as [`EXEC_BEGIN`], and the new image asks its parent to trace it ([`flags::TRACE_ME`]).
+pub const EXEC_TRACED: u32 = 4;
+
 /// A message to the attendant. It carries one descriptor (`SCM_RIGHTS`): one end of a fresh socket pair, on
 /// which the attendant answers with one [`ExecAnswer`], so that many processes can share the socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ExecRequest {
-    /// One of [`EXEC_BEGIN`], [`EXEC_FAILED`], [`EXIT_NOTICE`].
+    /// One of [`EXEC_BEGIN`], [`EXEC_FAILED`], [`EXIT_NOTICE`], [`EXEC_TRACED`].
     pub kind: u32,
     /// The process, as it sees itself.
     pub pid: u32,
     /// The calling thread, as it sees itself (the attendant uses the sender's credentials where IDs differ).
     pub tid: u32,
-    /// [`EXEC_BEGIN`]: signals that the program blocks and the kernel does not know to be blocked, bit `n - 1`
+    /// [`EXEC_BEGIN`], [`EXEC_TRACED`]: signals that the program blocks and the kernel does not know to be blocked, bit `n - 1`
     /// for signal `n`: the new image inherits them.
     pub blocked: u32,
 }

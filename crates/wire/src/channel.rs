@@ -77,6 +77,9 @@ pub mod op {
     /// gets this process's enclave handles. Mappings of views are registered anew by the child
     /// ([`crate::slot::call::REGISTER`]).
     pub const FORK: u32 = 6;
+    /// Names another process that the machine serves, for [`crate::slot::call::DEBUG`]. The request carries a
+    /// pidfd of it. `values[0]`: the number of its image; `ESRCH` if the machine serves no such process.
+    pub const DEBUGGEE: u32 = 7;
 }
 
 /// Devices that [`op::OPEN`] opens.

@@ -95,7 +95,24 @@ pub mod call {
     /// An asynchronous exit must store into an SSA page that is not mapped. In: 1 enclave, 2 address, 3 length
     /// (within one page); the bytes are in the data area. Out: 1 zero.
     pub const STORE_SSA: u64 = 9;
+    /// A debugger reads or writes memory of a process that the kernel has let it trace. In: 1 the process
+    /// ([`crate::channel::op::DEBUGGEE`]), 2 address, 3 length (at most [`super::DEBUG_MAX`]), 4 one of
+    /// [`super::debug`]; the bytes are in the data area. Out: 1 the number of bytes moved, all of them, or an
+    /// errno; or 0 if no enclave is mapped at the address, and then 2 the number of bytes up to the next
+    /// mapping of one.
+    pub const DEBUG: u64 = 10;
 }
+
+/// What a debugger wants: `words[4]` of [`call::DEBUG`].
+pub mod debug {
+    /// The bytes go into the data area.
+    pub const READ: u64 = 0;
+    /// The bytes come from the data area.
+    pub const WRITE: u64 = 1;
+}
+
+/// Most bytes of one [`call::DEBUG`]: what Linux moves at a time for `/proc/PID/mem`.
+pub const DEBUG_MAX: usize = 4096;
 
 /// Why a fault was taken: `words[5]` of [`call::FAULT`].
 pub mod fault_kind {

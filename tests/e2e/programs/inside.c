@@ -43,9 +43,10 @@ enum {
 	SSA = THREADS,
 	CODE = SSA + THREADS * FRAMES,
 	DATA = CODE + 1,
-	DATA_PAGES = 8,
+	/* More than the smallest EPC. */
+	DATA_PAGES = 80,
 	PAGES = DATA + DATA_PAGES,
-	SIZE = 32 * PAGE,
+	SIZE = 128 * PAGE,
 	/* Operations. */
 	NOP = 0,
 	SPIN = 1,
@@ -1291,57 +1292,162 @@ static void stepped(void)
 	       wrong, wrong_ticks, strange);
 }
 
-/* What a debugger may read and write: of a page that the enclave has touched, and of one that it has not. */
-static void peeking(void)
+/* What debuggers get: a number of bytes, or why not. */
+static const char *outcome(long result)
 {
+	static char number[32];
+
+	if (result < 0)
+		return strerrorname_np(errno);
+	snprintf(number, sizeof(number), "%ld", result);
+	return number;
+}
+
+static uint64_t load(uint64_t address)
+{
+	struct request request = { .operation = LOAD, .a = address };
+
+	ecall(0, &request);
+	return request.result;
+}
+
+static uint64_t data_at(int page)
+{
+	return (uint64_t)base + (DATA + page) * PAGE;
+}
+
+/* The first word of each page is its own. */
+static void peek_words(int memory)
+{
+	int right = 0;
+	long length = 0;
+
+	for (int page = 0; page < DATA_PAGES; page++) {
+		uint64_t word = 0;
+
+		length = pread(memory, &word, sizeof(word), data_at(page) + 8);
+		right += word == ((uint64_t)page << 32 | 8);
+	}
+	printf("words: %s, right %d\n", outcome(length), right);
+}
+
+/* Where an exception has left a thread is in its TCS and SSA: the debugger looks, and moves it on. */
+static void peek_thread(int memory)
+{
+	const uint64_t frame = (uint64_t)base + (SSA + 2 * FRAMES) * PAGE + PAGE - 184;
+	struct request request = { .operation = UD2 };
+	struct sgx_enclave_run run = visit(2, &request, EENTER);
+	uint32_t cssa = 99;
+	uint64_t rip = 0;
+	long length = pread(memory, &cssa, sizeof(cssa), tcs(2) + 24);
+
+	printf("CSSA: %s, %u\n", outcome(length), cssa);
+	length = pread(memory, &rip, sizeof(rip), frame + 136);
+	printf("RIP: %s, in the code %d\n", outcome(length), rip - (uint64_t)base - CODE * PAGE < PAGE);
+	rip += 2;
+	length = pwrite(memory, &rip, sizeof(rip), frame + 136);
+	run = visit(2, &request, ERESUME);
+	printf("moved on: %s, leaf %u, result %lu\n", outcome(length), run.function, request.result);
+}
+
+static void peek_tcs(int memory)
+{
+	const uint64_t optin = 1;
+	uint64_t word = 99;
+	long length = pwrite(memory, &optin, sizeof(optin), tcs(3) + 8);
+
+	printf("DBGOPTIN: %s", outcome(length));
+	length = pread(memory, &word, sizeof(word), tcs(3) + 8);
+	printf(", %s, %lu\n", outcome(length), word);
+	printf("OENTRY: %s", outcome(pwrite(memory, &optin, sizeof(optin), tcs(3) + 32)));
+	printf(", reserved: %s\n", outcome(pread(memory, &word, sizeof(word), tcs(3) + 72)));
+	printf("still works: %lu\n", nop(3, 1));
+}
+
+/* By /proc/PID/mem. */
+static void peek_file(void)
+{
+	static uint8_t bytes[3 * PAGE];
 	char path[64];
 
-	snprintf(path, sizeof(path), "/proc/%d/mem", getpid());
-	int memory = open(path, O_RDWR);
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/mem", getpid(), gettid());
+	int memory = open(path, O_RDWR | O_CLOEXEC);
 
-	for (int page = 1; page < 3; page++) {
-		uint64_t word = 0, place = (uint64_t)base + (DATA + page) * PAGE + 8, before = (uint64_t)page << 32 | 8;
-		struct request get = { .operation = LOAD, .a = place };
+	peek_words(memory);
+	printf("long: %s", outcome(pread(memory, bytes, sizeof(bytes), data_at(2))));
+	printf(", right %d\n", !memcmp(bytes, contents[DATA + 2], sizeof(bytes)));
+	printf("code: %s", outcome(pread(memory, bytes, 16, (uint64_t)base + CODE * PAGE)));
+	printf(", right %d", !memcmp(bytes, enclave_start, 16));
+	printf(", written %s\n", outcome(pwrite(memory, enclave_start, 16, (uint64_t)base + CODE * PAGE)));
+	printf("five bytes: %s", outcome(pwrite(memory, "abcde", 5, data_at(1) - 3)));
+	printf(", changed %d\n", load(data_at(1) - 8) >> 40 == 0x636261 && (load(data_at(1)) & 0xffffff) == 0x6564);
 
-		if (page == 1)
-			ecall(0, &get);
-		ssize_t length = pread(memory, &word, 8, place);
+	struct iovec pair[2] = { { bytes, 8 }, { bytes + 8, 8 } };
 
-		printf("touched %d, read %zd, right %d", page == 1, length, word == before);
-		word = 0x1234567;
-		length = pwrite(memory, &word, 8, place);
-		ecall(0, &get);
-		printf("; written %zd, changed %d\n", length, get.result == 0x1234567);
+	lseek(memory, data_at(3), SEEK_SET);
+	printf("vector: %s", outcome(readv(memory, pair, 2)));
+	printf(", then at %ld", (long)(lseek(memory, 0, SEEK_CUR) - data_at(3)));
+	printf(", %s", outcome(write(memory, bytes, 8)));
+	printf(", then at %ld\n", (long)(lseek(memory, 0, SEEK_CUR) - data_at(3)));
+	/* What is no enclave's is as ever. */
+	uint64_t word = 0, own = 77;
+
+	printf("own: %s", outcome(pread(memory, &word, sizeof(word), (uintptr_t)&own)));
+	printf(", %lu, nothing there: %s\n", word, outcome(pread(memory, &word, sizeof(word), 16)));
+	peek_tcs(memory);
+	peek_thread(memory);
+	close(memory);
+}
+
+/* By ptrace, in a child. */
+static int peek_parent(pid_t parent)
+{
+	int right = 0, moved = 0, status;
+	uint64_t word;
+
+	errno = 0;
+	word = ptrace(PTRACE_PEEKDATA, parent, data_at(4) + 8, 0);
+	printf("not traced: %s\n", strerrorname_np(errno));
+	if (ptrace(PTRACE_SEIZE, parent, 0, 0) || ptrace(PTRACE_INTERRUPT, parent, 0, 0) ||
+	    waitpid(parent, &status, __WALL) != parent)
+		return 98;
+	for (int page = 0; page < DATA_PAGES; page++) {
+		errno = 0;
+		word = ptrace(PTRACE_PEEKDATA, parent, data_at(page) + 8, 0);
+		moved += !errno;
+		right += word == ((uint64_t)page << 32 | 8);
 	}
-	uint64_t word = 0;
-	/* By ptrace, which a child does. */
-	fflush(stdout);
+	printf("peek: %s, %d, right %d", strerrorname_np(errno), moved, right);
+	printf("; poke: %s\n", outcome(ptrace(PTRACE_POKEDATA, parent, data_at(5) + 16, 5L)));
+	errno = 0;
+	word = ptrace(PTRACE_PEEKTEXT, parent, tcs(3) + 8, 0);
+	printf("peek of a TCS: %s", strerrorname_np(errno));
+	errno = 0;
+	word = ptrace(PTRACE_PEEKTEXT, parent, 16, 0);
+	printf(", of nothing: %s\n", strerrorname_np(errno));
+	ptrace(PTRACE_DETACH, parent, 0, 0);
+	return 0;
+}
+
+/* What debuggers read and write of a debug enclave, and not of another. */
+static void peeking(void)
+{
+	int status;
+
+	peek_file();
 	prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+	fflush(stdout);
 	pid_t parent = getpid(), child = fork();
 
 	if (!child) {
-		int status;
+		int code = peek_parent(parent);
 
-		if (ptrace(PTRACE_SEIZE, parent, 0, 0) || ptrace(PTRACE_INTERRUPT, parent, 0, 0) || waitpid(parent, &status, __WALL) != parent)
-			_exit(98);
-		for (int page = 1; page < 4; page++) {
-			errno = 0;
-			word = ptrace(PTRACE_PEEKDATA, parent, base + (DATA + page) * PAGE + 16, 0);
-			printf("page %d: peek %s, right %d", page, strerrorname_np(errno), word == ((uint64_t)page << 32 | 16));
-			printf("; poke %ld\n", ptrace(PTRACE_POKEDATA, parent, base + (DATA + page) * PAGE + 16, 5L));
-		}
 		fflush(stdout);
-		ptrace(PTRACE_DETACH, parent, 0, 0);
-		_exit(0);
+		_exit(code);
 	}
-	while (waitpid(child, NULL, 0) < 0)
+	while (waitpid(child, &status, 0) < 0)
 		;
-	for (int page = 1; page < 4; page++) {
-		struct request get = { .operation = LOAD, .a = (uint64_t)base + (DATA + page) * PAGE + 16 };
-
-		ecall(0, &get);
-		printf("page %d changed %d\n", page, get.result == 5);
-	}
+	printf("poked %d, status %#x\n", load(data_at(5) + 16) == 5, status);
 }
 
 int main(int argc, char **argv)

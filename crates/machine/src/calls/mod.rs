@@ -3,6 +3,7 @@
 //! Words are copied and unchecked: every function here checks what it uses. An enclave is named by a handle that
 //! this client was given; another client's handle names nothing.
 
+mod debug;
 mod enclu;
 mod fault;
 mod implicit;
@@ -22,6 +23,8 @@ pub(crate) const fn negative(errno: i32) -> u64 {
     (-(errno as i64)) as u64
 }
 
+const EPERM: i32 = 1;
+const ESRCH: i32 = 3;
 const EBADF: i32 = 9;
 const EFAULT: i32 = 14;
 const EINVAL: i32 = 22;
@@ -47,6 +50,7 @@ pub(crate) fn dispatch(link: &Link, words: &Words) -> Words {
         call::ENCLU => timed(&times.enclu, || enclu::enclu(link, words)),
         call::STORE_TCS => implicit::store_tcs(link, words),
         call::STORE_SSA => implicit::store_ssa(link, words),
+        call::DEBUG => debug::debug(link, words),
         _ => reply([negative(ENOSYS)]),
     }
 }

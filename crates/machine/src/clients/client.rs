@@ -128,6 +128,16 @@ impl Client {
         }
     }
 
+    /// The enclave that the process has mapped at `addr` or next behind it, and where that mapping begins or
+    /// `addr` if it is inside.
+    pub(crate) fn next_mapped(&self, addr: u64) -> Option<(u64, Arc<OpenEnclave>)> {
+        let registered = self.registered.lock();
+        let mappings = registered
+            .values()
+            .filter_map(|enclave| Some((enclave.view.next_mapped(self.id, addr)?, enclave)));
+        mappings.min_by_key(|(start, _)| *start).map(|(start, enclave)| (start, Arc::clone(enclave)))
+    }
+
     /// Takes a free slot for a thread.
     pub(crate) fn add_slot(&self, make: impl FnOnce(u32) -> ThreadSlot) -> Option<Arc<ThreadSlot>> {
         let mut slots = self.slots.lock();

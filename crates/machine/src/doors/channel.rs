@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use usgx_sys::uffd::Userfaultfd;
-use usgx_sys::{Errno, socket};
+use usgx_sys::{Errno, pidfd, socket};
 use usgx_wire::channel::{Answer, Request, op};
 
 use super::devices::{Device, Devices};
@@ -41,7 +41,7 @@ pub(crate) fn serve(
 ) -> Result<(Answer, Attachment), Outrage> {
     let mut fds = fds.into_iter();
     let (fd, more) = (fds.next(), fds.next());
-    let wants_fd = matches!(request.op, op::ATTACH | op::USERFAULTFD);
+    let wants_fd = matches!(request.op, op::ATTACH | op::USERFAULTFD | op::DEBUGGEE);
     if more.is_some() || fd.is_some() != wants_fd {
         return Err(Outrage("wrong number of descriptors"));
     }
@@ -56,6 +56,7 @@ pub(crate) fn serve(
             let [low, high] = host.tickets.issue(client);
             Ok(([low, high, 0, 0], Attachment::None))
         }
+        (op::DEBUGGEE, Some(fd)) => debuggee(host, &fd),
         _ => return Err(Outrage("unknown operation")),
     };
     Ok(match result {
@@ -95,4 +96,11 @@ fn end_thread(client: &Arc<Client>, index: u64) -> Result<(Values, Attachment), 
 fn userfaultfd(client: &Arc<Client>, fd: OwnedFd) -> Result<(Values, Attachment), Errno> {
     client.set_uffd(Userfaultfd::received(fd)?)?;
     Ok(([0; 4], Attachment::None))
+}
+
+/// Finds the image that a process runs. Whether the caller may look into it is checked when it does.
+fn debuggee(host: &Arc<Host>, fd: &OwnedFd) -> Result<(Values, Attachment), Errno> {
+    let pid = pidfd::process_behind(fd).ok_or(Errno::SRCH)?;
+    let client = host.clients.of_process(pid).ok_or(Errno::SRCH)?;
+    Ok(([client.id(), 0, 0, 0], Attachment::None))
 }

@@ -294,6 +294,7 @@ impl EventLoop {
         let region = Region::new(&self.host.region_header)?;
         let activity = Arc::clone(&self.host.activity);
         let client = Arc::new(Client::new(self.host.new_client_id(), credentials, region, activity));
+        self.host.clients.enter(&client);
         if ticket != [0; 2] {
             for enclave in self.host.tickets.redeem(ticket).unwrap_or_default() {
                 client.add_handle(&enclave);

@@ -56,6 +56,11 @@ impl RangeSet {
         self.0.range(..=addr).next_back().is_some_and(|(_, &last)| last > addr)
     }
 
+    /// The first address from `addr` on that is in the set.
+    pub(crate) fn next(&self, addr: u64) -> Option<u64> {
+        if self.has_page(addr) { Some(addr) } else { self.0.range(addr..).next().map(|(&first, _)| first) }
+    }
+
     /// Whether the set is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -92,6 +97,8 @@ mod tests {
             bits[start as usize..end as usize].fill(add);
             for (addr, bit) in (0..).zip(bits) {
                 assert_eq!(set.has_page(addr), bit);
+                let next = (addr..64).find(|&at| bits[at as usize]);
+                assert_eq!(set.next(addr), next);
             }
             let (from, to) = (next() % 32, 32 + next() % 32);
             let count: u64 = set.intersect(from, to).map(|(first, last)| last - first).sum();

@@ -219,6 +219,11 @@ impl View {
         any_left
     }
 
+    /// The first address from `addr` on where the process has mapped the enclave.
+    pub(crate) fn next_mapped(&self, client: u64, addr: u64) -> Option<u64> {
+        self.books.lock().registrations.get(&client)?.ranges.next(addr)
+    }
+
     fn index(&self, addr: u64) -> Option<(&Place, u32)> {
         let place = self.place.get()?;
         let offset = addr.checked_sub(place.base).filter(|offset| *offset < place.size)?;

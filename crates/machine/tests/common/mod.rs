@@ -340,6 +340,12 @@ impl TestThread {
         self.client.region().write(DATA_OFFSET + self.index * DATA_SIZE, bytes);
     }
 
+    pub fn read_data(&self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.client.region().read(DATA_OFFSET + self.index * DATA_SIZE, &mut bytes);
+        bytes
+    }
+
     /// An ioctl: 0 or more, or a negative errno.
     pub fn ioctl(&mut self, handle: u64, command: u64, argument: u64) -> i64 {
         self.call(&[call::IOCTL, handle, command, argument])[1] as i64

@@ -11,7 +11,7 @@ use super::tables::{self, DEFAULT, IGNORE, sa};
 use crate::arch::syscall::{errno, nr};
 use crate::arch::{getpid, gettid};
 use crate::sys;
-use crate::syscalls::stubs;
+use crate::syscalls::{debug, stubs};
 use crate::thread::Thread;
 use crate::usercopy;
 use crate::{enclaves, enclu};
@@ -24,6 +24,10 @@ const CLEARED_FLAGS: u64 = 0x400 | 0x1_0000 | 0x100;
 
 /// Hands a synchronous exception to the program: its handler, or its end, as Linux would.
 pub fn deliver_sync(thread: &mut Thread, uc: &mut Ucontext, sig: i32, info: &SigInfo) {
+    if debug::be_traced_now(thread) {
+        debug::raise_again(uc, sig);
+        return;
+    }
     let action = thread.process().actions.lock().get(sig);
     if thread.mask & bit(sig) != 0 || action.handler <= IGNORE {
         die(uc, sig, info);

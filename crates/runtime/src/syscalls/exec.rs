@@ -4,9 +4,9 @@
 //! program's context, with the program's mask, so that the new image inherits exactly that; which of the runtime's
 //! signals the program blocks, the attendant is told. Handlers are reset by the kernel; a signal that the program ignores must be ignored by the kernel, too.
 
-use usgx_wire::boot::{EXEC_BEGIN, EXEC_FAILED, EXIT_NOTICE, ExecAnswer, ExecRequest, flags};
+use usgx_wire::boot::{EXEC_BEGIN, EXEC_FAILED, EXEC_TRACED, EXIT_NOTICE, ExecAnswer, ExecRequest, flags};
 
-use super::stubs;
+use super::{debug, stubs};
 use crate::arch::syscall::{errno, nr, on_behalf};
 use crate::arch::{close, complain, getpid, gettid};
 use crate::link;
@@ -42,8 +42,10 @@ pub fn execve(uc: &mut Ucontext, number: u64, args: [u64; 6]) -> i64 {
         sys!(nr::PRCTL, PR_SET_PTRACER, BOOT.get().attendant_pid);
     }
     // SAFETY: handlers run on the runtime's stack.
-    let blocked = (unsafe { Thread::current_from_sp() }.mask & OWNED) as u32;
-    if ask(EXEC_BEGIN, blocked).is_err() {
+    let thread = unsafe { Thread::current_from_sp() };
+    let blocked = (thread.mask & OWNED) as u32;
+    let kind = if debug::wants_tracer(thread) { EXEC_TRACED } else { EXEC_BEGIN };
+    if ask(kind, blocked).is_err() {
         complain(
             "usgx: cannot run a new program: the process that puts the runtime into it is gone or may not \
              trace this one (is another debugger attached?)\n",

@@ -4,6 +4,7 @@
 //! answered here; the rest is made by the runtime with the same arguments, in the handler if it cannot block, in
 //! the program's context otherwise ([`stubs`]). Whatever a function here returns goes into RAX.
 
+pub mod debug;
 pub mod exec;
 pub mod masks;
 pub mod memory;
@@ -38,7 +39,8 @@ pub fn on_trap(thread: &mut Thread, info: &SigInfo, uc: &mut Ucontext) {
 fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -> i64 {
     match number {
         nr::OPEN | nr::OPENAT | nr::OPENAT2 | nr::CREAT => {
-            devices::open(number, args).unwrap_or_else(|| masks::plain(uc, number, args))
+            let opened = devices::open(number, args).or_else(|| debug::open(number, args));
+            opened.unwrap_or_else(|| masks::plain(uc, number, args))
         }
         nr::STAT | nr::LSTAT | nr::NEWFSTATAT | nr::STATX => {
             devices::stat(number, args).unwrap_or_else(|| forward(number, args))
@@ -78,6 +80,17 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
         nr::CLOSE_RANGE => close_range(args),
         nr::SECCOMP => sandbox::seccomp(args),
         nr::PRCTL => sandbox::prctl(args),
+        nr::PTRACE => debug::ptrace(thread, args),
+        nr::READ | nr::READV | nr::PREAD64 | nr::PREADV | nr::PREADV2 => {
+            debug::transfer(thread, number, args, false).unwrap_or_else(|| masks::plain(uc, number, args))
+        }
+        nr::WRITE | nr::WRITEV | nr::PWRITE64 | nr::PWRITEV | nr::PWRITEV2 => {
+            debug::transfer(thread, number, args, true).unwrap_or_else(|| masks::plain(uc, number, args))
+        }
+        nr::KILL | nr::TKILL | nr::TGKILL | nr::RT_SIGQUEUEINFO | nr::RT_TGSIGQUEUEINFO => {
+            debug::be_traced_now(thread);
+            forward(number, args)
+        }
         nr::ARCH_PRCTL => match args[0] {
             ARCH_GET_CPUID => 1,
             ARCH_SET_CPUID => -errno::ENODEV,

@@ -8,6 +8,7 @@
 //! anew.
 
 use core::arch::asm;
+use core::sync::atomic::Ordering;
 
 use usgx_wire::channel::{Request, op};
 
@@ -304,6 +305,7 @@ fn become_child(thread: &mut Thread, spawn: &Spawn, ticket: Option<[u64; 2]>) {
     thread.kick_fd = -1;
     thread.held = 0;
     thread.process().pending.forget(u64::MAX);
+    thread.process().trace_me.store(0, Ordering::Relaxed);
     thread.announce();
     if spawn.flags & CLONE_CLEAR_SIGHAND != 0 {
         clear_handlers(thread);

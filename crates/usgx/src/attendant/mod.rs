@@ -121,8 +121,8 @@ impl Attendant {
                 Event::None => return Ok(true),
                 Event::HangUp => return Ok(false),
                 Event::Malformed => {}
-                Event::ExecBegin(thread, blocked, reply) => {
-                    let status = self.tracees.seize(thread, blocked);
+                Event::ExecBegin(thread, legacy, reply) => {
+                    let status = self.tracees.seize(thread, legacy);
                     reply.answer(status);
                 }
                 Event::ExecFailed(thread, reply) => {

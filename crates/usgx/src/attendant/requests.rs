@@ -9,7 +9,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use anyhow::Result;
 use usgx_sys::attendant;
 use usgx_sys::ptrace::Tid;
-use usgx_wire::boot::{EXEC_BEGIN, EXEC_FAILED, EXIT_NOTICE, ExecAnswer, ExecRequest};
+use usgx_wire::boot::{EXEC_BEGIN, EXEC_FAILED, EXEC_TRACED, EXIT_NOTICE, ExecAnswer, ExecRequest};
+
+use crate::inject::Legacy;
 
 /// A socket on which one answer is awaited.
 #[derive(Debug)]
@@ -33,9 +35,8 @@ pub(super) enum Event {
     HangUp,
     /// Something that makes no sense.
     Malformed,
-    /// The thread is about to call `execve`, with these signals blocked of which its kernel does not know. `None`:
-    /// there is no such thread.
-    ExecBegin(Option<Tid>, u64, Reply),
+    /// The thread is about to call `execve`. `None`: there is no such thread.
+    ExecBegin(Option<Tid>, Legacy, Reply),
     /// Its `execve` has failed.
     ExecFailed(Option<Tid>, Reply),
     /// The run's first process is about to end.
@@ -61,7 +62,11 @@ pub(super) fn next(socket: BorrowedFd<'_>) -> Result<Event> {
     };
     let reply = Reply(reply);
     Ok(match request.kind {
-        EXEC_BEGIN => Event::ExecBegin(true_thread(sender, &request), u64::from(request.blocked), reply),
+        EXEC_BEGIN | EXEC_TRACED => {
+            let legacy =
+                Legacy { blocked: u64::from(request.blocked), trace_me: request.kind == EXEC_TRACED };
+            Event::ExecBegin(true_thread(sender, &request), legacy, reply)
+        }
         EXEC_FAILED => Event::ExecFailed(true_thread(sender, &request), reply),
         EXIT_NOTICE => Event::ExitNotice(reply),
         _ => Event::Malformed,

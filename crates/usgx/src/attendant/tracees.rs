@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use usgx_sys::attendant;
 use usgx_sys::ptrace::{self, Stop, Tid};
 
-use crate::inject::{Injector, Refusal};
+use crate::inject::{Injector, Legacy, Refusal};
 
 const EPERM: i32 = 1;
 const ESRCH: i32 = 3;
@@ -21,9 +21,8 @@ const EIO: i32 = 5;
 #[derive(Debug)]
 pub(super) struct Tracees {
     injector: Injector,
-    /// Threads that are seized, and the signals that their new images find blocked beside those of the kernel's
-    /// mask.
-    seized: HashMap<Tid, u64>,
+    /// Threads that are seized, and what is for their new images.
+    seized: HashMap<Tid, Legacy>,
     /// The run's first process, until it has its image.
     first: Option<Tid>,
 }
@@ -48,19 +47,19 @@ impl Tracees {
                 ),
             }
         }
-        Ok(Self { injector, seized: HashMap::from([(pid, 0)]), first: Some(pid) })
+        Ok(Self { injector, seized: HashMap::from([(pid, Legacy::default())]), first: Some(pid) })
     }
 
-    /// Seizes a thread that is about to call `execve` with these signals blocked; 0 or a negative errno.
-    pub(super) fn seize(&mut self, thread: Option<Tid>, blocked: u64) -> i32 {
+    /// Seizes a thread that is about to call `execve`; 0 or a negative errno.
+    pub(super) fn seize(&mut self, thread: Option<Tid>, legacy: Legacy) -> i32 {
         let Some(tid) = thread else { return -ESRCH };
         if let Some(known) = self.seized.get_mut(&tid) {
-            *known = blocked;
+            *known = legacy;
             return 0;
         }
         match ptrace::seize(tid) {
             Ok(()) => {
-                self.seized.insert(tid, blocked);
+                self.seized.insert(tid, legacy);
                 0
             }
             Err(error) => -error.raw_os_error().unwrap_or(EPERM),
@@ -123,9 +122,9 @@ impl Tracees {
         // The thread that called execve has become the process's first; all others have ended.
         let first_thread = self.seized.remove(&pid);
         let caller = ptrace::former_tid(pid).ok().and_then(|former| self.seized.remove(&former));
-        let blocked = caller.or(first_thread).unwrap_or(0);
+        let legacy = caller.or(first_thread).unwrap_or_default();
         let first = self.first == Some(pid);
-        match self.injector.inject(pid, first, blocked) {
+        match self.injector.inject(pid, first, legacy) {
             Ok(()) => {
                 if first {
                     self.first = None;

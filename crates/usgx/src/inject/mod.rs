@@ -40,6 +40,15 @@ pub(crate) struct Injector {
     run: RunParameters,
 }
 
+/// What a new image is to find that the kernel does not pass on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Legacy {
+    /// Signals that it finds blocked, beside those of the kernel's mask.
+    pub(crate) blocked: u64,
+    /// It asks its parent to trace it, and stops.
+    pub(crate) trace_me: bool,
+}
+
 /// Why an image did not get the runtime.
 #[derive(Debug)]
 pub(crate) enum Refusal {
@@ -71,17 +80,16 @@ impl Injector {
     }
 
     /// Puts the runtime into `pid`, which is stopped at its `execve` event, and lets it go. `first`: this is the
-    /// run's first image, without a seccomp filter yet. `blocked`: signals that it finds blocked, beside those of
-    /// the kernel's mask.
+    /// run's first image, without a seccomp filter yet.
     ///
     /// # Errors
     ///
     /// The process is still stopped and traced, unless it is gone.
-    pub(crate) fn inject(&self, pid: Tid, first: bool, blocked: u64) -> Result<(), Refusal> {
-        Ok(self.try_inject(pid, first, blocked)?)
+    pub(crate) fn inject(&self, pid: Tid, first: bool, legacy: Legacy) -> Result<(), Refusal> {
+        Ok(self.try_inject(pid, first, legacy)?)
     }
 
-    fn try_inject(&self, pid: Tid, first: bool, blocked: u64) -> Result<()> {
+    fn try_inject(&self, pid: Tid, first: bool, legacy: Legacy) -> Result<()> {
         let mut remote = Remote::at_exec(pid)?;
         let Some(start) = remote.start() else {
             bail!("it is a 32-bit program, and usgx runs 64-bit ones only");
@@ -100,7 +108,7 @@ impl Injector {
         for segment in &self.runtime.segments {
             ptrace::write_memory(pid, segment.address, segment.bytes).context("writing the runtime")?;
         }
-        let boot = self.boot(start.rip, kernel_vdso, first);
+        let boot = self.boot(start.rip, kernel_vdso, first, legacy.trace_me);
         ptrace::write_memory(pid, self.runtime.boot, &boot).context("writing the runtime's parameters")?;
         for segment in &self.runtime.segments {
             remote.protect(segment.address, segment.mapped_size, segment.protection)?;
@@ -113,16 +121,18 @@ impl Injector {
             ptrace::write_memory(pid, entry.address, &place::VDSO_BASE.to_le_bytes())
                 .context("writing the program's auxiliary vector")?;
         }
-        remote.finish(self.runtime.entry, blocked)
+        remote.finish(self.runtime.entry, legacy.blocked)
     }
 
     /// The bytes of the [`boot::Boot`] for one image.
-    fn boot(&self, entry: u64, real_vdso: u64, first: bool) -> [u8; size_of::<boot::Boot>()] {
-        let install = if first { boot::flags::INSTALL_FILTER } else { 0 };
+    fn boot(&self, entry: u64, real_vdso: u64, first: bool, trace_me: bool) -> [u8; size_of::<boot::Boot>()] {
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
         boot_bytes(&boot::Boot {
             magic: boot::MAGIC,
             version: usgx_wire::VERSION,
-            flags: self.run.flags | install,
+            flags: self.run.flags
+                | flag(first, boot::flags::INSTALL_FILTER)
+                | flag(trace_me, boot::flags::TRACE_ME),
             entry,
             real_vdso,
             attendant_pid: self.run.attendant_pid,

@@ -237,6 +237,48 @@ const INSIDE: [(&str, &str); 22] = [
     ("crowd", "results wrong 0, contexts wrong 0\n"),
 ];
 
+/// What `inside peeking` prints of a debug enclave on an SGX machine, and of another one.
+const PEEKING: [(&str, &str); 2] = [
+    (
+        "a debug enclave",
+        "words: 8, right 80\n\
+         long: 12288, right 1\n\
+         code: 16, right 1, written 16\n\
+         five bytes: 5, changed 1\n\
+         vector: 16, then at 16, 8, then at 24\n\
+         own: 8, 77, nothing there: EIO\n\
+         DBGOPTIN: 8, 8, 1\n\
+         OENTRY: EIO, reserved: EIO\n\
+         still works: 2\n\
+         CSSA: 4, 1\n\
+         RIP: 8, in the code 1\n\
+         moved on: 8, leaf 4, result 2\n\
+         not traced: ESRCH\n\
+         peek: 0, 80, right 80; poke: 0\n\
+         peek of a TCS: 0, of nothing: EIO\n\
+         poked 1, status 0\n",
+    ),
+    (
+        "a production enclave",
+        "words: EIO, right 0\n\
+         long: EIO, right 0\n\
+         code: EIO, right 0, written EIO\n\
+         five bytes: EIO, changed 0\n\
+         vector: EIO, then at 0, EIO, then at 0\n\
+         own: 8, 77, nothing there: EIO\n\
+         DBGOPTIN: EIO, EIO, 99\n\
+         OENTRY: EIO, reserved: EIO\n\
+         still works: 2\n\
+         CSSA: EIO, 99\n\
+         RIP: EIO, in the code 0\n\
+         moved on: EIO, leaf 3, result 0\n\
+         not traced: ESRCH\n\
+         peek: EIO, 0, right 0; poke: EIO\n\
+         peek of a TCS: EIO, of nothing: EIO\n\
+         poked 0, status 0\n",
+    ),
+];
+
 /// Runtimes of other languages: their own program, and one that starts a program with an enclave.
 const LANGUAGES: [(&str, &str, &[&str]); 4] = [
     (
@@ -325,6 +367,13 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
             let name = format!("inside/{}/{mode}", user.name());
             trials.push(trial(stage, name, move |stage| inside(stage, user, mode, output)));
         }
+        for (name, output) in PEEKING {
+            // The enclave has more pages than the smaller EPC.
+            for epc in ["256K", "16M"] {
+                let title = format!("debuggers/{}/{name} in {epc}", user.name());
+                trials.push(trial(stage, title, move |stage| peeking(stage, user, epc, name, output)));
+            }
+        }
         for (name, program, arguments) in LANGUAGES {
             let title = format!("languages/{}/{name}", user.name());
             trials.push(trial(stage, title, move |stage| {
@@ -352,6 +401,20 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
 fn inside(stage: &Stage, user: User, mode: &str, output: &str) -> Result<Verdict> {
     let mut command = stage.run(user, &[], stage.program("inside", Link::Dynamic));
     expect(&process::run(command.arg(stage.key()).arg(mode), b"", LONG)?, 0, output)
+}
+
+/// By `ptrace` and `/proc/PID/mem`, from programs of the same run.
+fn peeking(stage: &Stage, user: User, epc: &str, whose: &str, output: &str) -> Result<Verdict> {
+    let mut command = stage.run(user, &["--epc", epc], stage.program("inside", Link::Dynamic));
+    command.arg(stage.key()).arg("peeking");
+    if whose == "a debug enclave" {
+        command.arg("debug");
+    }
+    let outcome = process::run(&mut command, b"", LONG)?;
+    if outcome.end() == (Some(0), None) && outcome.text().ends_with("status 0x6200\n") {
+        return Ok(Verdict::Skipped("this host does not let a user trace a program of their own".to_owned()));
+    }
+    expect(&outcome, 0, output)
 }
 
 fn language(stage: &Stage, user: User, name: &str, program: &Path, arguments: &[&str]) -> Result<Verdict> {
