@@ -24,12 +24,21 @@ impl<M: Machine> Driver<M> {
             owned, epc.used,
             "every page in use belongs to an enclave that is open, or is a root VA page"
         );
+        let waits = self.0.enclaves().iter().any(|enclave| enclave.wants_root());
+        assert!(!waits || roots.has_room(), "VA pages of idle enclaves find a root slot");
         let evicted: u64 = self.0.enclaves().iter().map(|enclave| enclave.lock().va.nr_evicted()).sum();
         assert_eq!(evicted, roots.nr_used(), "VA pages that are out and root slots in use");
     }
 }
 
 impl<M: Machine> Inner<M> {
+    /// Whether nothing of it is left in the EPC but VA pages that can leave.
+    fn wants_root(&self) -> bool {
+        let state = self.lock();
+        let out = matches!(state.secs, Some(Place::Evicted(_) | Place::Lost(_)));
+        self.kernel.config.behaviour.evict_va && out && state.va.resident().next().is_some()
+    }
+
     /// Checks one enclave and returns the number of EPC pages that it has.
     fn check(&self) -> usize {
         let (state, epc) = (self.lock(), &self.kernel.epc);

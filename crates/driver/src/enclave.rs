@@ -17,7 +17,6 @@ use crate::page::Place;
 use crate::seams::{AddressSpaces, BackingStore, EnclaveId, Machine};
 use crate::state::{DEBUG, State};
 use crate::stats::{EnclaveStats, Tally};
-use crate::va::VaPlace;
 
 /// How far an enclave has come.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -149,19 +148,7 @@ impl<M: Machine> Drop for Inner<M> {
         if let Some(secs) = state.secs.and_then(Place::epc_page) {
             kernel.release(secs);
         }
-        for place in state.va.places() {
-            match place {
-                VaPlace::Resident(page) => {
-                    kernel
-                        .epc
-                        .unmark_reclaimable(page)
-                        .expect("a pass holds a reference to the owner of its pages");
-                    kernel.release_va(page);
-                }
-                VaPlace::Evicted(root) => kernel.give_root_slot(root),
-                VaPlace::Lost => {}
-            }
-        }
+        kernel.release_va_pages(state.va.places());
         if state.secs.is_some() {
             kernel.store.destroy(self.id);
         }

@@ -101,7 +101,7 @@ impl<M: Machine> HeldOwner for Held<M> {
             *written = self.0.write_back_va(&mut state, victim);
         }
         if made_root {
-            self.0.kernel.drop_empty_root();
+            self.0.kernel.drop_spare_roots();
         }
     }
 }

@@ -50,28 +50,30 @@ impl Roots {
         Some(VaSlot { page, index: (word * 64) as u16 + bit as u16 })
     }
 
-    /// Gives back a slot; returns its page if that is empty now, and nobody's any more.
-    pub(crate) fn give_back(&mut self, slot: VaSlot) -> Option<EpcPage> {
+    /// Gives back a slot.
+    pub(crate) fn give_back(&mut self, slot: VaSlot) {
         let root = self.pages.get_mut(&slot.page).expect("a slot in use is on a root page");
         let (word, bit) = (usize::from(slot.index / 64), 1 << (slot.index % 64));
         debug_assert_ne!(root.used[word] & bit, 0, "a free root slot is given back");
         root.used[word] &= !bit;
         root.nr_used -= 1;
         self.with_free.insert(slot.page);
-        if root.nr_used != 0 {
-            return None;
-        }
-        self.with_free.remove(&slot.page);
-        self.pages.remove(&slot.page);
-        Some(slot.page)
     }
 
-    /// Takes out a page with no slot in use.
-    pub(crate) fn take_empty(&mut self) -> Option<EpcPage> {
-        let page = self.pages.iter().find(|(_, root)| root.nr_used == 0).map(|(page, _)| *page)?;
+    /// Takes out a page with no slot in use, unless it is the last one with free slots and these may be needed.
+    pub(crate) fn take_spare(&mut self, needed: bool) -> Option<EpcPage> {
+        if needed && self.with_free.len() == 1 {
+            return None;
+        }
+        let page = *self.with_free.iter().find(|page| self.pages[page].nr_used == 0)?;
         self.pages.remove(&page);
         self.with_free.remove(&page);
         Some(page)
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.pages.len() as u64
     }
 
     pub(crate) fn pages(&self) -> impl Iterator<Item = EpcPage> {
@@ -88,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_unique_and_empty_pages_go() {
+    fn slots_are_unique_and_spare_pages_go() {
         let mut roots = Roots::default();
         assert_eq!(roots.take(), None);
         roots.grow(EpcPage(9));
@@ -98,9 +100,13 @@ mod tests {
         let other = roots.take().expect("a slot");
         assert_eq!((other.page, roots.nr_used()), (EpcPage(3), 513));
         for index in 0..511 {
-            assert_eq!(roots.give_back(VaSlot { page: EpcPage(9), index }), None);
+            roots.give_back(VaSlot { page: EpcPage(9), index });
+            assert_eq!(roots.take_spare(false), None);
         }
-        assert_eq!(roots.give_back(VaSlot { page: EpcPage(9), index: 511 }), Some(EpcPage(9)));
-        assert_eq!(roots.pages().collect::<alloc::vec::Vec<_>>(), [EpcPage(3)]);
+        roots.give_back(VaSlot { page: EpcPage(9), index: 511 });
+        assert_eq!((roots.take_spare(true), roots.len()), (Some(EpcPage(9)), 1));
+        roots.give_back(other);
+        assert_eq!(roots.take_spare(true), None, "the last one stays as long as it may be needed");
+        assert_eq!((roots.take_spare(false), roots.len()), (Some(EpcPage(3)), 0));
     }
 }

@@ -18,6 +18,7 @@ use crate::event::Event;
 use crate::owner::Owner;
 use crate::paging::LoadError;
 use crate::patience::Supply;
+use crate::roots::Roots;
 use crate::seams::{BackingStore, Machine};
 use crate::state::State;
 use crate::va::VaPlace;
@@ -42,35 +43,78 @@ impl<M: Machine> Kernel<M> {
     /// Makes a root page of one of the pages that were just written back, if no root slot is free and no page either, as
     /// is usual when threads reclaim for themselves; tells whether it did.
     pub(crate) fn make_root(&self, victims: &[Victim], written: &mut [Written]) -> bool {
-        let mut roots = self.roots.lock();
-        if roots.has_room() || self.epc.free_pages() != 0 {
+        if self.epc.free_pages() != 0 {
             return false;
         }
         let gone = victims.iter().zip(written).find(|(_, written)| **written == Written::Gone);
         let Some((victim, written)) = gone else { return false };
-        let made = self.hw.epa(victim.page).is_ok();
+        let made = self.keep_as_root(victim.page);
         if made {
-            self.va_pages.fetch_add(1, Relaxed);
-            roots.grow(victim.page);
             *written = Written::Taken;
         }
         made
     }
 
-    /// Gives up a root page that turned out not to be needed.
-    pub(crate) fn drop_empty_root(&self) {
-        let empty = self.roots.lock().take_empty();
-        if let Some(page) = empty {
+    /// Makes a root page of a page that has just become invalid, if no root slot is free; tells whether it did.
+    ///
+    /// With this at hand whenever an SECS leaves the EPC, or a VA page takes the last root slot, an idle enclave's VA
+    /// pages find a root slot when no page is free any more. Otherwise an EPC could fill with VA pages that none can leave.
+    fn keep_as_root(&self, page: EpcPage) -> bool {
+        let mut roots = self.roots.lock();
+        let made = !roots.has_room() && !self.epc.is_poisoned(page) && self.hw.epa(page).is_ok();
+        if made {
+            self.va_pages.fetch_add(1, Relaxed);
+            roots.grow(page);
+        }
+        made
+    }
+
+    /// Frees the page that an SECS has left, or keeps it for the VA page that is to follow.
+    pub(crate) fn free_secs(&self, page: EpcPage) {
+        if !self.config.behaviour.evict_va || !self.keep_as_root(page) {
+            self.epc.free(page);
+        }
+    }
+
+    /// Whether enclaves have VA pages in the EPC, which may want to leave it.
+    fn has_va_pages(&self, roots: &Roots) -> bool {
+        self.va_pages.load(Relaxed) > roots.len()
+    }
+
+    /// Gives up root pages without which there are free slots enough.
+    pub(crate) fn drop_spare_roots(&self) {
+        loop {
+            let spare = {
+                let mut roots = self.roots.lock();
+                let needed = self.has_va_pages(&roots);
+                roots.take_spare(needed)
+            };
+            let Some(page) = spare else { break };
             self.release_va(page);
         }
     }
 
     /// Gives back a slot of a root page. A version that is still in it is no harm: EWB writes over it.
-    pub(crate) fn give_root_slot(&self, slot: VaSlot) {
-        let empty = self.roots.lock().give_back(slot);
-        if let Some(page) = empty {
-            self.release_va(page);
+    fn give_root_slot(&self, slot: VaSlot) {
+        self.roots.lock().give_back(slot);
+        self.drop_spare_roots();
+    }
+
+    /// Frees what an enclave that ends had of VA pages.
+    pub(crate) fn release_va_pages(&self, places: impl Iterator<Item = VaPlace>) {
+        for place in places {
+            match place {
+                VaPlace::Resident(page) => {
+                    self.epc
+                        .unmark_reclaimable(page)
+                        .expect("a pass holds a reference to the owner of its pages");
+                    self.release_va(page);
+                }
+                VaPlace::Evicted(root) => self.roots.lock().give_back(root),
+                VaPlace::Lost => {}
+            }
         }
+        self.drop_spare_roots();
     }
 }
 
@@ -129,7 +173,11 @@ impl<M: Machine> Inner<M> {
             return Written::Kept;
         }
         self.kernel.va_pages.fetch_sub(1, Relaxed);
-        Written::Gone
+        let more = {
+            let roots = self.kernel.roots.lock();
+            self.kernel.has_va_pages(&roots)
+        };
+        if more && self.kernel.keep_as_root(victim.page) { Written::Taken } else { Written::Gone }
     }
 
     /// EWB of a VA page, and what must follow it at once; tells whether the EPC page is free now.

@@ -161,12 +161,12 @@ impl<M: Machine> Inner<M> {
         match self.attempt(state, &Victim { page, index }, After::Nothing) {
             Attempt::Written(slot) => {
                 state.secs = Some(Place::Evicted(slot));
-                self.kernel.epc.free(page);
+                self.kernel.free_secs(page);
             }
             Attempt::Lost(slot) => {
                 state.secs = Some(Place::Lost(slot));
                 self.kernel.store.discard(self.id, index);
-                self.kernel.epc.free(page);
+                self.kernel.free_secs(page);
             }
             Attempt::Restored | Attempt::Untracked | Attempt::Refused => {
                 self.kernel.store.discard(self.id, index);

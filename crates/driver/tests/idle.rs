@@ -1,6 +1,6 @@
 //! Enclaves that nobody uses: they leave the EPC altogether, their version arrays included, and wake by themselves.
 
-use usgx_driver::{Behaviour, Enclave, Prot};
+use usgx_driver::{Behaviour, Enclave, Errno, Prot};
 use usgx_testkit::{Image, Operation, Profile, SimCaller, SimMachine, System, Touch};
 
 const BASE: u64 = 0x7000_0000_0000;
@@ -155,6 +155,42 @@ fn before_init_the_secs_and_a_version_array_with_room_stay() {
     call.init(&image.sigstruct()).expect("it is what was signed");
     check_data(&system, &enclave, BASE, 1500);
     system.check_invariants();
+}
+
+/// How many enclaves can be built before one is refused, and what refuses it. The others are alive all the same.
+fn enclaves_that_fit(epc_pages: u32, behaviour: Behaviour, most: usize) -> (usize, Option<Errno>) {
+    let system = System::with_behaviour(epc_pages, Profile::default(), behaviour);
+    let image = Image::data(BASE, 1);
+    let sigstruct = image.sigstruct();
+    let (mut enclaves, mut refusal) = (Vec::new(), None);
+    while enclaves.len() < most && refusal.is_none() {
+        let (enclave, caller) = (system.open(), SimCaller::new());
+        let call = usgx_testkit::Call { enclave: &enclave, caller: &caller };
+        let built = image
+            .create(&enclave, &caller)
+            .and_then(|()| image.add_pages(&enclave, &caller))
+            .and_then(|()| call.init(&sigstruct).map(drop));
+        match built {
+            Ok(()) => enclaves.push(enclave),
+            Err(errno) => refusal = Some(errno),
+        }
+    }
+    system.check_invariants();
+    for enclave in &enclaves {
+        assert_eq!(system.read(enclave, addr(1)), Touch::Done(1));
+    }
+    system.check_invariants();
+    (enclaves.len(), refusal)
+}
+
+#[test]
+fn many_times_more_idle_enclaves_fit_than_on_linux() {
+    const PAGES: u32 = 16;
+    let (on_linux, refusal) = enclaves_that_fit(PAGES, Behaviour::linux(), usize::MAX);
+    assert!(on_linux < PAGES as usize && refusal == Some(Errno::ENOMEM), "{on_linux} {refusal:?}");
+    // A root page for 512, and some pages to work with.
+    let (here, refusal) = enclaves_that_fit(PAGES, Behaviour::default(), 100 * on_linux);
+    assert_eq!((here, refusal), (100 * on_linux, None));
 }
 
 #[test]

@@ -61,12 +61,17 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         freed
     }
 
-    /// As many passes as it takes to look at every page that is on the list now; returns how many they freed.
+    /// As many passes as it takes to look at every page that is on the list now; returns how many they freed. If it was
+    /// none, and another pass is at work, which may put pages back, waits for that one.
     pub fn reclaim_round(&self) -> usize {
         let (active, start) = (self.lru.lock().len() as u64, self.counters.scanned.load(Relaxed));
         let mut freed = 0;
         while self.counters.scanned.load(Relaxed) - start < active && self.can_reclaim() {
             freed += self.reclaim_pass();
+        }
+        let seen = self.passes_ended();
+        if freed == 0 && !self.is_quiet_since(seen) {
+            self.wait_for_pass(seen);
         }
         freed
     }
