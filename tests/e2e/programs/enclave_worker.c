@@ -6,6 +6,7 @@
  *   enclave_worker stream IMAGE FILE PAGES       writes the enclave as an SGX stream, for other tools
  *   enclave_worker run IMAGE KEY PAGES STEP...   builds the enclave, then takes the steps:
  *
+ *     more N         builds N more enclaves alike; steps after it are about all of them
  *     fill SEED      writes one word into each heap page
  *     verify SEED    reads them back; a wrong word or an exception ends the program with status 3
  *     loop N SEED    N rounds of fill and verify, each with another seed
@@ -36,6 +37,7 @@
 enum {
 	PAGE = 4096,
 	MAX_SEGMENTS = 8,
+	MAX_ENCLAVES = 512,
 	EENTER = 2,
 	EEXIT = 4,
 	OP_PUT = 2,
@@ -71,6 +73,10 @@ struct operation {
 	uint64_t type, value, address;
 };
 
+static struct sigstruct signature __attribute__((aligned(PAGE)));
+static uint8_t *bases[MAX_ENCLAVES];
+static uint64_t enclaves;
+/* Of the enclave at work. */
 static uint8_t *base;
 static struct sgx_enclave_run state;
 static const void *vdso_enter;
@@ -224,9 +230,12 @@ static void make_key(const char *path)
 		fail(2, "cannot make a key in %s", path);
 }
 
-static void build(const struct sigstruct *signature)
+static void build(void)
 {
 	static struct secs secs;
+
+	if (enclaves == MAX_ENCLAVES)
+		fail(2, "more than %d enclaves", MAX_ENCLAVES);
 	int device = open("/dev/sgx_enclave", O_RDWR | O_CLOEXEC);
 
 	if (device < 0)
@@ -268,7 +277,7 @@ static void build(const struct sigstruct *signature)
 			add.length -= add.count;
 		}
 	}
-	struct sgx_enclave_init init = { .sigstruct = (uint64_t)signature };
+	struct sgx_enclave_init init = { .sigstruct = (uint64_t)&signature };
 	int code = ioctl(device, SGX_IOC_ENCLAVE_INIT, &init);
 
 	if (code)
@@ -281,6 +290,7 @@ static void build(const struct sigstruct *signature)
 			fail(2, "map at %#lx: %s", segment->offset, strerror(errno));
 	}
 	close(device);
+	bases[enclaves++] = base;
 }
 
 static void operate(struct operation *operation, uint64_t page)
@@ -295,37 +305,56 @@ static void operate(struct operation *operation, uint64_t page)
 		     (unsigned long long)(state.exception_addr - (uint64_t)base));
 }
 
-/* Where a page's word is, and what it should be: both depend on the page, so that no two pages are alike. */
+/* Where a page's word is, and what it should be: they depend on the page, so that no two pages are alike. */
 static uint64_t place(uint64_t page)
 {
 	return (uint64_t)base + image.heap + page * PAGE + page % 511 * 8;
 }
 
-static uint64_t word(uint64_t seed, uint64_t page)
+static uint64_t word(uint64_t seed, uint64_t enclave, uint64_t page)
 {
-	uint64_t x = (seed << 32 | page) * 0x9e3779b97f4a7c15;
+	uint64_t x = (seed << 32 | enclave << 20 | page) * 0x9e3779b97f4a7c15;
 
 	return x ^ x >> 29;
 }
 
-static void fill(uint64_t seed)
+static void fill_one(uint64_t seed, uint64_t enclave)
 {
 	for (uint64_t page = 0; page < image.heap_pages; page++) {
-		struct operation put = { OP_PUT, word(seed, page), place(page) };
+		struct operation put = { OP_PUT, word(seed, enclave, page), place(page) };
 
 		operate(&put, page);
 	}
 }
 
-static void verify(uint64_t seed)
+static void verify_one(uint64_t seed, uint64_t enclave)
 {
 	for (uint64_t page = 0; page < image.heap_pages; page++) {
 		struct operation get = { OP_GET, 0, place(page) };
+		uint64_t wanted = word(seed, enclave, page);
 
 		operate(&get, page);
-		if (get.value != word(seed, page))
-			fail(3, "page %lu: %#lx instead of %#lx", page, get.value, word(seed, page));
+		if (get.value != wanted)
+			fail(3, "page %lu: %#lx instead of %#lx", page, get.value, wanted);
 	}
+}
+
+static void for_each_enclave(void (*work)(uint64_t seed, uint64_t enclave), uint64_t seed)
+{
+	for (uint64_t enclave = 0; enclave < enclaves; enclave++) {
+		base = bases[enclave];
+		work(seed, enclave);
+	}
+}
+
+static void fill(uint64_t seed)
+{
+	for_each_enclave(fill_one, seed);
+}
+
+static void verify(uint64_t seed)
+{
+	for_each_enclave(verify_one, seed);
 }
 
 static void fork_and_share(uint64_t seed)
@@ -355,7 +384,11 @@ static void take_steps(char **arguments)
 	for (int at = 0; arguments[at];) {
 		const char *step = arguments[at++];
 
-		if (!strcmp(step, "fill")) {
+		if (!strcmp(step, "more")) {
+			for (uint64_t left = number(arguments, &at); left; left--)
+				build();
+			printf("%lu enclaves\n", enclaves);
+		} else if (!strcmp(step, "fill")) {
 			fill(number(arguments, &at));
 			printf("filled\n");
 		} else if (!strcmp(step, "verify")) {
@@ -385,8 +418,6 @@ static void take_steps(char **arguments)
 
 int main(int argc, char **argv)
 {
-	static struct sigstruct signature __attribute__((aligned(PAGE)));
-
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (argc == 3 && !strcmp(argv[1], "key")) {
 		make_key(argv[2]);
@@ -413,7 +444,7 @@ int main(int argc, char **argv)
 	vdso_enter = find_in_vdso("__vdso_sgx_enter_enclave");
 	if (!vdso_enter)
 		fail(2, "the vDSO has no __vdso_sgx_enter_enclave");
-	build(&signature);
+	build();
 	printf("built\n");
 	take_steps(argv + 5);
 	printf("done\n");

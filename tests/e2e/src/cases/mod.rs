@@ -2,6 +2,7 @@
 
 mod basics;
 mod devices;
+mod idle;
 mod invisible;
 mod judges;
 mod keys;
@@ -44,6 +45,7 @@ pub(crate) fn all(stage: &Arc<Stage>) -> Vec<Trial> {
         judges::trials(stage),
         keys::trials(stage),
         machine::trials(stage),
+        idle::trials(stage),
         swap::trials(stage),
         trouble::trials(stage),
     ]

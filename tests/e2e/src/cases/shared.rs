@@ -75,6 +75,15 @@ impl Machine {
         serde_json::from_slice(&outcome.stdout).with_context(|| format!("status: {}", outcome.describe()))
     }
 
+    /// `usgx machine shrink`.
+    pub(super) fn shrink(&self, stage: &Stage, user: User) -> Result<()> {
+        let mut command = stage.command(user, stage.usgx());
+        command.args(["machine", "shrink", "--socket"]).arg(&self.socket);
+        let outcome = process::run(&mut command, b"", LONG)?;
+        ensure!(outcome.end() == (Some(0), None), "shrink: {}", outcome.describe());
+        Ok(())
+    }
+
     /// Waits until the status is as it should be.
     pub(super) fn settles(
         &self,
