@@ -8,17 +8,12 @@
  * `operation` says, at frames above it is a handler and does what `in_handler` says with the frame below.
  */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stddef.h>
-#include <stdlib.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
@@ -29,11 +24,10 @@
 #include <time.h>
 #include <ucontext.h>
 
+#include "build.h"
 #include "entry.h"
-#include "sign.h"
 
 enum {
-	PAGE = 4096,
 	EENTER = 2,
 	ERESUME = 3,
 	EEXIT = 4,
@@ -245,35 +239,23 @@ static uint8_t *base;
 static const void *vdso_enter;
 static const char *key_path, *self_path;
 static int device, debug;
-static uint64_t xfrm = 3;
-static struct sigstruct signature __attribute__((aligned(PAGE)));
 static uint8_t contents[PAGES][PAGE] __attribute__((aligned(PAGE)));
 
 static uint64_t page_flags(int page)
 {
 	if (page < SSA)
-		return 0x100;
+		return SECINFO_TCS;
 	if (page == CODE)
-		return 0x200 | PROT_READ | PROT_EXEC;
-	return 0x200 | PROT_READ | PROT_WRITE;
+		return SECINFO_REG | PROT_READ | PROT_EXEC;
+	return SECINFO_REG | PROT_READ | PROT_WRITE;
 }
 
 static void lay_out(void)
 {
 	for (int i = 0; i < THREADS; i++) {
-		const uint64_t ssa = (SSA + i * FRAMES) * PAGE, entry = CODE * PAGE;
-		const uint32_t frames = FRAMES, all = UINT32_MAX;
+		const uint64_t ssa = (SSA + i * FRAMES) * PAGE;
 
-		contents[i][8] = (uint8_t)debug;
-		memcpy(contents[i] + 16, &ssa, 8);
-		memcpy(contents[i] + 28, &frames, 4);
-		memcpy(contents[i] + 32, &entry, 8);
-		memcpy(contents[i] + 48, &ssa, 8);
-		memcpy(contents[i] + 56, &ssa, 8);
-		memcpy(contents[i] + 64, &all, 4);
-		memcpy(contents[i] + 68, &all, 4);
-		/* DBGOPTIN is the debugger's to set, not the builder's. */
-		contents[i][8] = 0;
+		lay_out_tcs(contents[i], ssa, FRAMES, CODE * PAGE, ssa, ssa);
 	}
 	memcpy(contents[CODE], enclave_start, enclave_end - enclave_start);
 	for (int i = 0; i < DATA_PAGES; i++)
@@ -281,104 +263,16 @@ static void lay_out(void)
 			*(uint64_t *)(contents[DATA + i] + k) = (uint64_t)i << 32 | k;
 }
 
-static void record(EVP_MD_CTX *hash, const char *leaf, const void *fields, size_t length)
-{
-	uint8_t block[64] = { 0 };
-
-	memcpy(block, leaf, strlen(leaf));
-	memcpy(block + 8, fields, length);
-	EVP_DigestUpdate(hash, block, sizeof(block));
-}
-
-static void measure(void)
-{
-	struct {
-		uint32_t ssa_pages;
-		uint64_t size;
-	} __attribute__((packed)) create = { 1, SIZE };
-	EVP_MD_CTX *hash = EVP_MD_CTX_new();
-
-	EVP_DigestInit_ex(hash, EVP_sha256(), NULL);
-	record(hash, "ECREATE", &create, sizeof(create));
-	for (int i = 0; i < PAGES; i++) {
-		const uint64_t add[2] = { i * PAGE, page_flags(i) };
-
-		record(hash, "EADD", add, sizeof(add));
-		for (uint64_t at = 0; at < PAGE; at += 256) {
-			const uint64_t where = i * PAGE + at;
-
-			record(hash, "EEXTEND", &where, sizeof(where));
-			EVP_DigestUpdate(hash, contents[i] + at, 256);
-		}
-	}
-	EVP_DigestFinal_ex(hash, signature.measurement, NULL);
-	EVP_MD_CTX_free(hash);
-}
-
-static void map_all(int file)
-{
-	static const struct {
-		int first, count, protection;
-	} parts[] = {
-		{ 0, CODE, PROT_READ | PROT_WRITE },
-		{ CODE, 1, PROT_READ | PROT_EXEC },
-		{ DATA, DATA_PAGES, PROT_READ | PROT_WRITE },
-	};
-
-	for (int i = 0; i < 3; i++)
-		if (mmap(base + parts[i].first * PAGE, parts[i].count * PAGE, parts[i].protection, MAP_SHARED | MAP_FIXED, file,
-			 0) == MAP_FAILED)
-			fail(2, "map part %d: %s", i, strerror(errno));
-}
+static struct blueprint plan = {
+	.pages = PAGES, .size = SIZE, .attributes = 4, .xfrm = 3, .contents = contents, .flags = page_flags,
+};
 
 static void build(void)
 {
-	static struct {
-		uint64_t size, base;
-		uint32_t ssa_pages, miscselect;
-		uint8_t reserved[24];
-		uint64_t attributes, xfrm;
-		uint8_t rest[PAGE - 64];
-	} secs __attribute__((aligned(PAGE)));
-
 	lay_out();
-	measure();
-	signature.attributes = 4 | (debug ? 2 : 0);
-	signature.xfrm = xfrm;
-	signature.attributes_mask = signature.xfrm_mask = UINT64_MAX;
-	sign(key_path, &signature);
-	device = open("/dev/sgx_enclave", O_RDWR | O_CLOEXEC);
-	if (device < 0)
-		fail(2, "open: %s", strerror(errno));
-	uint8_t *room = mmap(NULL, 2 * SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	base = (uint8_t *)(((uintptr_t)room + SIZE - 1) / SIZE * SIZE);
-	secs.size = SIZE;
-	secs.base = (uintptr_t)base;
-	secs.ssa_pages = 1;
-	secs.attributes = signature.attributes;
-	secs.xfrm = xfrm;
-	struct sgx_enclave_create create = { .src = (uintptr_t)&secs };
-
-	if (ioctl(device, SGX_IOC_ENCLAVE_CREATE, &create))
-		fail(2, "create: %s", strerror(errno));
-	for (int i = 0; i < PAGES; i++) {
-		uint64_t secinfo[8] __attribute__((aligned(64))) = { page_flags(i) };
-		struct sgx_enclave_add_pages add = {
-			.src = (uintptr_t)contents[i], .offset = i * PAGE, .length = PAGE, .secinfo = (uintptr_t)secinfo,
-			.flags = SGX_PAGE_MEASURE,
-		};
-
-		while (ioctl(device, SGX_IOC_ENCLAVE_ADD_PAGES, &add))
-			if (errno != EINTR)
-				fail(2, "add page %d: %s", i, strerror(errno));
-	}
-	struct sgx_enclave_init init = { .sigstruct = (uintptr_t)&signature };
-	int code = ioctl(device, SGX_IOC_ENCLAVE_INIT, &init);
-
-	if (code)
-		fail(2, "init: %d %s", code, code < 0 ? strerror(errno) : "");
-	map_all(device);
+	plan.key = key_path;
+	plan.attributes |= debug ? 2 : 0;
+	base = build_enclave(&plan, &device);
 }
 
 static uint64_t tcs(int thread)
@@ -1114,7 +1008,7 @@ static void passed(void)
 			_exit(98);
 		/* The same place: an enclave lies where it was created. */
 		base = (uint8_t *)place;
-		map_all(file);
+		map_pages(&plan, base, file);
 		close(file);
 		get.a = place + (DATA + 2) * PAGE + 16;
 		ecall(0, &get);
@@ -1476,7 +1370,7 @@ int main(int argc, char **argv)
 			if (!vdso_enter)
 				fail(2, "no SGX here");
 			if (modes[i].run == wide)
-				xfrm = 7;
+				plan.xfrm = 7;
 			build();
 			modes[i].run();
 			return 0;

@@ -248,7 +248,9 @@ fn is_newer(file: &Path, than: &Path) -> bool {
 /// Whether a program signs or hashes.
 fn needs_openssl(source: &Path) -> Result<bool> {
     let text = fs::read_to_string(source)?;
-    Ok(text.contains("#include <openssl/") || text.contains("#include \"sign.h\""))
+    Ok(["<openssl/", "\"sign.h\"", "\"build.h\""]
+        .iter()
+        .any(|header| text.contains(&format!("#include {header}"))))
 }
 
 fn compile(source: &Path, to: &Path, link: Link) -> Result<()> {
