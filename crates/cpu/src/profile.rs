@@ -4,12 +4,16 @@
 //! CPUID shows to programs. Used by the leaves and, through [`Profile::cpuid`], by the runtime that answers
 //! trapped CPUID instructions. Source: SDM volume 2A, "CPUID", and volume 3D, "Enumeration of SGX".
 
+use usgx_isa::layout::ATTRIBUTE_AEXNOTIFY;
+
 use crate::xsave::XsaveLayout;
 
 /// ATTRIBUTES.KSS.
 pub(crate) const ATTRIBUTE_KSS: u64 = 1 << 7;
 /// 12H.0 EAX: SGX2 leaves.
 const SGX2: u32 = 1 << 1;
+/// 12H.0 EAX: EDECCSSA.
+const EDECCSSA: u32 = 1 << 11;
 /// CPUID.(07H,0).EBX: SGX.
 const LEAF7_EBX_SGX: u32 = 1 << 2;
 /// CPUID.(07H,0).ECX: launch configuration.
@@ -41,8 +45,23 @@ pub struct Profile {
     xsave: Option<XsaveLayout>,
 }
 
-/// In the order in which they are listed to users; the last is the default.
-const PROFILES: [Profile; 3] = [
+/// The default.
+const ICE_LAKE_SP: Profile = Profile {
+    name: "ice-lake-sp",
+    description: "SGX2 server with key separation and sharing",
+    // SGX1, SGX2 and, as on the real part, EUPDATESVN, which no kernel of ours executes.
+    leaves: 0x403,
+    miscselect: 1,
+    size_bounds: 0x381f,
+    attributes: 0xb6,
+    xfrm: 0x2e7,
+    protection: 2,
+    xsave: None,
+};
+
+/// In the order in which they are listed to users. None has CET: no program in user space can give an enclave a
+/// shadow stack.
+const PROFILES: [Profile; 4] = [
     Profile {
         name: "coffee-lake",
         description: "SGX1 client with flexible launch control",
@@ -65,23 +84,24 @@ const PROFILES: [Profile; 3] = [
         protection: 1,
         xsave: None,
     },
+    ICE_LAKE_SP,
     Profile {
-        name: "ice-lake-sp",
-        description: "SGX2 server with key separation and sharing",
-        // SGX1, SGX2 and, as on the real part, EUPDATESVN, which no kernel of ours executes.
-        leaves: 0x403,
-        miscselect: 1,
-        size_bounds: 0x381f,
-        attributes: 0xb6,
-        xfrm: 0x2e7,
-        protection: 2,
-        xsave: None,
+        name: "sapphire-rapids",
+        description: "SGX2 server with AEX-Notify",
+        // As ICE_LAKE_SP, and EDECCSSA; as the real part is with the microcode that brought AEX-Notify.
+        leaves: ICE_LAKE_SP.leaves | EDECCSSA,
+        attributes: ICE_LAKE_SP.attributes | ATTRIBUTE_AEXNOTIFY,
+        // And AMX.
+        xfrm: 0x6_02e7,
+        // Of confidentiality and integrity, without protection against replay.
+        protection: 3,
+        ..ICE_LAKE_SP
     },
 ];
 
 impl Default for Profile {
     fn default() -> Self {
-        PROFILES[PROFILES.len() - 1]
+        ICE_LAKE_SP
     }
 }
 
@@ -130,7 +150,7 @@ impl Profile {
     /// Whether threads may ask for AEX notifications.
     #[must_use]
     pub const fn has_aex_notify(&self) -> bool {
-        self.attributes & usgx_isa::layout::ATTRIBUTE_AEXNOTIFY != 0
+        self.attributes & ATTRIBUTE_AEXNOTIFY != 0
     }
 
     /// Whether RDTSC and RDTSCP may be executed inside an enclave; SGX1 parts raise `#UD`.

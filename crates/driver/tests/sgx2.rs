@@ -86,7 +86,7 @@ fn parameters_are_checked_and_nothing_is_copied_out() {
     for fields in [[0, 0, 1, 0, 0], [0, 0x1000, 0x100, 0, 0], [0, 0x1000, 1, 1, 0], [0, 0x1000, 1, 0, 1]] {
         bad(command::MODIFY_TYPES, &fields);
     }
-    for page_type in [0, 2, 3, 5, 0xff] {
+    for page_type in [0, 2, 3, 5, 6, 0xff] {
         bad(command::MODIFY_TYPES, &[0, 0x1000, page_type, 0, 0]);
     }
     bad(command::REMOVE_PAGES, &[0, 0, 0]);

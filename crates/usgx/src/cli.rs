@@ -125,8 +125,8 @@ pub(crate) struct Hardware {
     /// Size of the EPC: 64M, 1G, ... [default: 128M]
     #[arg(long, value_name = "SIZE")]
     pub(crate) epc: Option<Size>,
-    /// Which processor: coffee-lake (SGX1 client), tiger-lake (SGX2 client) or ice-lake-sp (SGX2 server, the
-    /// default)
+    /// Which processor: coffee-lake (SGX1 client), tiger-lake (SGX2 client), ice-lake-sp (SGX2 server, the default)
+    /// or sapphire-rapids (the same with AEX-Notify)
     #[arg(long, value_name = "PROFILE")]
     pub(crate) cpu: Option<String>,
     /// Keep evicted pages in a file in this directory instead of in memory

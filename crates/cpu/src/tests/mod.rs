@@ -3,6 +3,7 @@
 //! Measurements and signatures are made by the `sgxs` crate and OpenSSL, which share no code with ours.
 
 mod build;
+mod cet;
 mod concurrent;
 mod conflict;
 mod debug;

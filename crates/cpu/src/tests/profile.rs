@@ -12,7 +12,7 @@ fn cpuid(profile: &Profile, leaf: u32, subleaf: u32) -> [u32; 4] {
 #[test]
 fn profiles_have_unique_names_and_the_server_is_the_default() {
     let names: Vec<_> = Profile::all().map(|profile| profile.name()).collect();
-    assert_eq!(names, ["coffee-lake", "tiger-lake", "ice-lake-sp"]);
+    assert_eq!(names, ["coffee-lake", "tiger-lake", "ice-lake-sp", "sapphire-rapids"]);
     assert_eq!(Profile::default().name(), "ice-lake-sp");
     assert!(Profile::by_name("486").is_none());
     assert!(Profile::all().all(|profile| !profile.description().is_empty()));
@@ -28,6 +28,10 @@ fn sgx_leaf_is_that_of_the_real_part() {
     assert_eq!(cpuid(&server, 0x12, 0), [0x403, 1, 0, 0x381f]);
     assert_eq!(cpuid(&server, 0x12, 1), [0xb6, 0, 0x2e7, 0]);
     assert!(server.has_sgx2() && server.has_kss() && server.rdtsc_in_enclaves() && !server.has_aex_notify());
+    let newer = profile("sapphire-rapids");
+    assert_eq!(cpuid(&newer, 0x12, 0), [0xc03, 1, 0, 0x381f]);
+    assert_eq!(cpuid(&newer, 0x12, 1), [0x4b6, 0, 0x6_02e7, 0]);
+    assert!(newer.has_aex_notify());
     let no_avx512 = XsaveLayout::from_cpuid(|_, _| [0x207, 0, 0, 0]);
     assert_eq!(cpuid(&server.with_xsave(no_avx512), 0x12, 1)[2], 0x207);
 }

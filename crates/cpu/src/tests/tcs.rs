@@ -54,3 +54,53 @@ fn stores_reach_pages_that_are_blocked_and_no_others() {
         assert!(!cpu.store_implicit(page, 0, &[1]), "{page:?}");
     }
 }
+
+/// An enclave on a processor with AEX-Notify, with the attribute or without.
+fn notify_enclave(attribute: bool) -> Cpu {
+    const AEXNOTIFY: u64 = 1 << 10;
+    let cpu = power_on(profile("sapphire-rapids"), fuses(1), 2);
+    let flags = 2 | if attribute { AEXNOTIFY } else { 0 };
+    build(&cpu, flags);
+    // The signer's types do not know the attribute.
+    let sig = edit(&sign(2, |_| ()), true, |bytes| le::put(bytes, 928, &(flags | 4).to_le_bytes()));
+    einit(&cpu, &sig).expect("EINIT");
+    assert_eq!(cpu.enclave(SECS).expect("an SECS").attributes, flags | 5);
+    cpu
+}
+
+#[test]
+fn aex_notify_is_the_enclaves_and_the_threads_to_agree_on() {
+    const DBGOPTIN: u64 = 1;
+    const AEXNOTIFY: u64 = 2;
+    for attribute in [false, true] {
+        let cpu = notify_enclave(attribute);
+        for (flags, enters) in [
+            (0, !attribute),
+            (AEXNOTIFY, attribute),
+            // A debugger's thread need not agree.
+            (DBGOPTIN, true),
+            (DBGOPTIN | AEXNOTIFY, true),
+            (4, false),
+            (DBGOPTIN | 4, false),
+        ] {
+            write(&cpu, TCS, 8, &flags.to_le_bytes());
+            let expected = if enters { Ok(flags) } else { Err(Fault::Gp) };
+            assert_eq!(cpu.tcs(TCS, at(TCS)).map(|tcs| tcs.flags), expected, "{attribute} {flags}");
+        }
+    }
+}
+
+#[test]
+fn parts_without_aex_notify_refuse_attribute_and_flag() {
+    for profile in Profile::all() {
+        let cpu = power_on(profile, fuses(1), 2);
+        let created = cpu.ecreate(SECS, &secs_page(1 << 10), &secinfo(0));
+        let expected = if profile.has_aex_notify() { Ok(()) } else { Err(Fault::Gp) };
+        assert_eq!(created, expected, "{}", profile.name());
+    }
+    let (cpu, _) = enclave();
+    for flags in [2_u64, 3] {
+        write(&cpu, TCS, 8, &flags.to_le_bytes());
+        assert_eq!(cpu.tcs(TCS, at(TCS)), Err(Fault::Gp), "{flags}");
+    }
+}

@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(check(0x204), Ok((PageKind::Reg, Prot::X)));
         assert_eq!(check(0x200), Ok((PageKind::Reg, Prot::empty())));
         assert_eq!(check(0x100), Ok((PageKind::Tcs, Prot::R | Prot::W)));
-        for flags in [0x002, 0x202, 0x206, 0x101, 0x003, 0x403, 0x20b, 0x1_0203, 0x223] {
+        for flags in [0x002, 0x202, 0x206, 0x101, 0x003, 0x403, 0x503, 0x603, 0x20b, 0x1_0203, 0x223] {
             assert_eq!(check(flags), Err(Errno::EINVAL), "{flags:#x}");
         }
         let mut bytes = [0; 64];

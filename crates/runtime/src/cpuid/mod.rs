@@ -97,7 +97,8 @@ fn carry_out(uc: &mut Ucontext) {
     registers.rip += CPUID_LEN;
 }
 
-fn emulate(leaf: u32, subleaf: u32) -> CpuidResult {
+/// What the program is shown.
+pub(crate) fn emulate(leaf: u32, subleaf: u32) -> CpuidResult {
     let mut answer = host(leaf, subleaf);
     let header = HEADER.load(Ordering::Acquire);
     if header.is_null() {

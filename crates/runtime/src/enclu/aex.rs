@@ -44,6 +44,23 @@ pub(super) fn exit(thread: &mut Thread, uc: &mut Ucontext, event: Option<&Except
     thread.enclave.set_phase(OUTSIDE);
 }
 
+/// Ends an exception or an interrupt that the program does not get to see: the thread has left and come back. That
+/// is bookkeeping alone, unless the enclave wants to be told (AEX-Notify): then the exit is made, and the ERESUME at
+/// the AEP tells.
+pub(super) fn come_back(thread: &mut Thread, uc: &mut Ucontext, event: Option<&Exception>) {
+    if wants_notice(thread) {
+        exit(thread, uc, event);
+    } else {
+        thread.enclave.refresh();
+    }
+}
+
+/// Whether an exit now would be told of at the ERESUME from it. A frame that cannot be read now may say so.
+pub(super) fn wants_notice(thread: &Thread) -> bool {
+    let mode = &thread.enclave;
+    mode.is_inside() && mode.is_notified(mode.cssa()) != Some(false)
+}
+
 fn save_registers(thread: &mut Thread, uc: &Ucontext, event: Option<&Exception>, gpr_at: u64) {
     let miscselect = thread.enclave.miscselect;
     let exitinfo = event.map_or(0, |event| exit_information(event, miscselect));

@@ -55,11 +55,21 @@ pub(super) enum Obstacle {
     /// The leaf raises this.
     Raise(Exception),
     /// The TCS is not in the window.
-    Tcs { enclave: &'static Enclave, prot: u32 },
+    Tcs { enclave: &'static Enclave, prot: u32, address: u64 },
     /// A page of the SSA frame is not mapped.
     Page { enclave: &'static Enclave, prot: u32, address: u64 },
     /// Something moved meanwhile; try again.
     Again,
+}
+
+impl Obstacle {
+    /// The page fault that the processor raises because of it, if it does.
+    pub(super) fn page_fault(&self) -> Option<Exception> {
+        match self {
+            Self::Page { address, .. } => Some(Exception::bus(*address, pf::W)),
+            _ => None,
+        }
+    }
 }
 
 /// What an entry loads into the registers.
@@ -98,28 +108,28 @@ pub(super) fn enter(thread: &mut Thread, uc: &mut Ucontext, info: &mut SigInfo, 
         if undo(thread) == TcsLeft::AtMachine {
             fault::give_back_tcs(thread);
         }
-        let exception = match obstacle {
-            Obstacle::Again => continue,
-            Obstacle::Raise(exception) => exception,
-            Obstacle::Tcs { enclave, prot } => {
-                match fault::ask(thread, enclave, request.tcs, pf::U, prot, fault_kind::TCS) {
-                    fault::Outcome::Repaired => continue,
-                    fault::Outcome::Retry => return Verdict::Resume,
-                    fault::Outcome::Raise(exception) => exception,
-                }
-            }
-            Obstacle::Page { enclave, prot, address } => {
-                match fault::ask(thread, enclave, address, pf::U | pf::W, prot, fault_kind::ACCESS) {
-                    fault::Outcome::Repaired => continue,
-                    fault::Outcome::Retry => return Verdict::Resume,
-                    fault::Outcome::Raise(exception) => exception,
-                }
-            }
-        };
-        return raise(thread, uc, info, &exception);
+        match overcome(thread, obstacle) {
+            fault::Outcome::Repaired => {}
+            fault::Outcome::Retry => return Verdict::Resume,
+            fault::Outcome::Raise(exception) => return raise(thread, uc, info, &exception),
+        }
     }
     // The ENCLU runs again, after whatever signals wait.
     Verdict::Resume
+}
+
+/// Asks the machine for what was missing, if that is what was in the way.
+pub(super) fn overcome(thread: &mut Thread, obstacle: Obstacle) -> fault::Outcome {
+    match obstacle {
+        Obstacle::Again => fault::Outcome::Repaired,
+        Obstacle::Raise(exception) => fault::Outcome::Raise(exception),
+        Obstacle::Tcs { enclave, prot, address } => {
+            fault::ask(thread, enclave, address, pf::U, prot, fault_kind::TCS)
+        }
+        Obstacle::Page { enclave, prot, address } => {
+            fault::ask(thread, enclave, address, pf::U | pf::W, prot, fault_kind::ACCESS)
+        }
+    }
 }
 
 /// Loads the registers of an entry that has been made.
@@ -187,7 +197,7 @@ fn find(thread: &mut Thread, request: &Request) -> Result<Found, Obstacle> {
     if !is_canonical(request.aep) {
         return raise(Exception::GP);
     }
-    let missing = || Obstacle::Tcs { enclave, prot };
+    let missing = || Obstacle::Tcs { enclave, prot, address: request.tcs };
     let window = enclave.window().ok_or_else(missing)?;
     if word & entry::TCS == 0 {
         return Err(missing());
@@ -205,7 +215,11 @@ fn find(thread: &mut Thread, request: &Request) -> Result<Found, Obstacle> {
         return raise(Exception::GP);
     }
     remember(thread, request, enclave, window, tcs);
-    check_frame(&thread.enclave, enclave, if request.resume { cssa - 1 } else { cssa })?;
+    let mode = &thread.enclave;
+    check_frame(mode, enclave, if request.resume { cssa - 1 } else { cssa })?;
+    if request.resume && mode.is_notified(cssa - 1) == Some(true) {
+        check_next_frame(mode, enclave, cssa, tcs.nssa.load(Ordering::Relaxed))?;
+    }
     if tcs_word & tcs_word::ACTIVE != 0 {
         return raise(Exception::GP);
     }
@@ -246,13 +260,22 @@ fn remember(
     mode.xsave_size =
         window.xsave_size.load(Ordering::Relaxed).clamp(XsaveArea::MIN as u32, XsaveArea::MAX as u32);
     mode.opt_in = opt_in;
+    mode.notify = tcs.flags.load(Ordering::Relaxed) & AEXNOTIFY != 0;
     mode.trap_flag = request.trap_flag && !opt_in;
     mode.entry_rsp = request.rsp;
     mode.entry_rbp = request.rbp;
 }
 
+/// Checks the frame that an exit after a notification will use.
+fn check_next_frame(mode: &Mode, enclave: &'static Enclave, cssa: u32, nssa: u32) -> Result<(), Obstacle> {
+    if cssa >= nssa {
+        return Err(Obstacle::Raise(Exception::GP));
+    }
+    check_frame(mode, enclave, cssa)
+}
+
 /// Checks that the pages of an SSA frame that hold the XSAVE area and GPRSGX can be read and written.
-fn check_frame(mode: &Mode, enclave: &'static Enclave, index: u32) -> Result<(), Obstacle> {
+pub(super) fn check_frame(mode: &Mode, enclave: &'static Enclave, index: u32) -> Result<(), Obstacle> {
     const PAGE: u64 = 4096;
     let frame = mode.frame(index);
     let last = frame + mode.frame_size - PAGE;
@@ -319,7 +342,6 @@ fn take(
         found.tcs.fs_base.load(Ordering::Relaxed),
         found.tcs.gs_base.load(Ordering::Relaxed),
     );
-    let flags = found.tcs.flags.load(Ordering::Relaxed);
     let nssa = found.tcs.nssa.load(Ordering::Relaxed);
     let address = found.tcs.address.load(Ordering::Relaxed);
     let mode = &mut thread.enclave;
@@ -341,9 +363,10 @@ fn take(
     let entered = if let Some(area) = area {
         let mut gpr = MaybeUninit::<Gpr>::uninit();
         let done = Gpr::fetch(gpr_at, &mut gpr).map_err(|at| missing(mode, at))?;
-        let notify = flags & AEXNOTIFY != 0 && done.aexnotify & 1 != 0;
-        if notify {
-            notified(mode, request, found, cssa, &fields)?
+        if mode.notify && done.aexnotify & 1 != 0 {
+            // Looked at again: another thread may have asked for it only now.
+            check_next_frame(mode, found.enclave, cssa, fields.nssa)?;
+            fresh(mode, request, found, cssa, &fields)?
         } else {
             let gpr = *done;
             if !is_canonical(gpr.rip) || !is_canonical(gpr.fs_base) || !is_canonical(gpr.gs_base) {
@@ -353,12 +376,8 @@ fn take(
             if !area.is_legal(mode.xfrm) {
                 return Err(Obstacle::Raise(Exception::GP));
             }
-            mode.cssa.store(cssa - 1, Ordering::Relaxed);
-            let one = 1 << tcs_word::CSSA_SHIFT;
-            // If the machine has taken the TCS out meanwhile, it learns CSSA at the next exit.
-            let less = taken - one;
-            mode.word_taken = less;
-            let _ = found.tcs.word.compare_exchange(taken, less, Ordering::AcqRel, Ordering::Relaxed);
+            mode.cssa.store(cssa, Ordering::Relaxed);
+            decrement_cssa(mode);
             save_segments(mode);
             segments::set(gpr.fs_base, gpr.gs_base);
             Entered::Resumed { gpr }
@@ -373,7 +392,7 @@ fn take(
     Ok(entered)
 }
 
-/// The state change of EENTER.
+/// The state change of EENTER, and of an ERESUME that notifies.
 fn fresh(
     mode: &mut Mode,
     request: &Request,
@@ -396,19 +415,15 @@ fn fresh(
     Ok(Entered::Fresh { rip, rax: u64::from(cssa) })
 }
 
-/// ERESUME with a notification: an entry on the next frame.
-fn notified(
-    mode: &mut Mode,
-    request: &Request,
-    found: &Found,
-    cssa: u32,
-    fields: &Fields,
-) -> Result<Entered, Obstacle> {
-    if cssa >= fields.nssa {
-        return Err(Obstacle::Raise(Exception::GP));
+/// Goes back one frame. Preconditions: the TCS is this thread's, and CSSA is not 0.
+pub(super) fn decrement_cssa(mode: &mut Mode) {
+    let (before, after) = (mode.word_taken, mode.word_taken - (1 << tcs_word::CSSA_SHIFT));
+    mode.cssa.store(mode.cssa() - 1, Ordering::Relaxed);
+    mode.word_taken = after;
+    // If the machine has taken the TCS out of the window meanwhile, it learns CSSA at the next exit.
+    if let Some(tcs) = mode.tcs {
+        let _ = tcs.word.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed);
     }
-    check_frame(mode, found.enclave, cssa)?;
-    fresh(mode, request, found, cssa, fields)
 }
 
 fn save_segments(mode: &mut Mode) {

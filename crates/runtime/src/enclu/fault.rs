@@ -183,11 +183,13 @@ fn page_fault(thread: &mut Thread, sig: i32, info: &mut SigInfo, uc: &mut Uconte
         };
         return raise(thread, uc, info, &exception);
     };
+    let mut missing = None;
     let outcome = if sig == signum::SIGBUS {
         // For a missing page the kernel does not look whether the mapping may be executed: the page comes, and
         // then the processor looks.
         let fetch = if mapping.prot & PROT_EXEC != 0 { error & pf::I } else { 0 };
         let access = error & pf::W | fetch | pf::U;
+        missing = Some(Exception::bus(address, access));
         if mapping.placeholder {
             Outcome::Raise(Exception::bus(address, access))
         } else {
@@ -198,8 +200,11 @@ fn page_fault(thread: &mut Thread, sig: i32, info: &mut SigInfo, uc: &mut Uconte
     };
     match outcome {
         Outcome::Repaired | Outcome::Retry => {
-            // An exception and a return: the thread has left and come back.
-            thread.enclave.refresh();
+            match &missing {
+                Some(exception) => aex::come_back(thread, uc, Some(exception)),
+                // The processor would have found the wider permission by itself.
+                None => thread.enclave.refresh(),
+            }
             Verdict::Resume
         }
         Outcome::Raise(exception) => raise(thread, uc, info, &exception),

@@ -74,6 +74,11 @@ impl Gpr {
         usercopy::get(address + offset_of!(Self, ursp) as u64)
     }
 
+    /// Reads bit 0 of AEXNOTIFY.
+    pub(super) fn aexnotify(address: u64) -> Option<bool> {
+        usercopy::get::<u8>(address + offset_of!(Self, aexnotify) as u64).map(|byte| byte & 1 != 0)
+    }
+
     /// The interrupted registers, as an asynchronous exit saves them.
     pub(super) fn save(uc: &Ucontext, exitinfo: u32, bases: (u64, u64)) -> Self {
         let from = &uc.mcontext;

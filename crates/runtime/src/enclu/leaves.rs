@@ -1,6 +1,6 @@
 //! ENCLU itself: which leaf, whether it is legal here, and the leaves of enclave mode.
 //!
-//! EENTER and ERESUME are [`super::entry`]'s. EEXIT is done here. The others touch the EPCM or keys: they are
+//! EENTER and ERESUME are [`super::entry`]'s, EDECCSSA is [`super::edeccssa`]'s, EEXIT is done here. The others touch the EPCM or keys: they are
 //! messages to the machine's hardware face, which checks what the processor checks; only the protection of
 //! this process's mappings is checked here, first, as paging comes before the EPCM. Source:
 //! SDM volume 3D, "SGX User Leaf Function Reference".
@@ -10,7 +10,7 @@ use usgx_wire::slot::{NR_WORDS, call, enclu_outcome, fault_kind};
 use super::entry::{self, ENCLU_LEN, is_canonical};
 use super::exception::{Exception, Verdict, pf, raise};
 use super::mode::{OUTSIDE, SELECTOR_ALLOW};
-use super::{aex, fault};
+use super::{aex, edeccssa, fault};
 use crate::enclaves;
 use crate::link;
 use crate::signals::frame::{SigInfo, Sigcontext, Ucontext};
@@ -86,7 +86,8 @@ pub(super) fn run(thread: &mut Thread, uc: &mut Ucontext, info: &mut SigInfo) ->
             exit(thread, uc);
             Verdict::Resume
         }
-        EREPORT | EGETKEY | EACCEPT..=EDECCSSA => at_machine(thread, uc, info, leaf),
+        EDECCSSA => edeccssa::run(thread, uc, info),
+        EREPORT | EGETKEY | EACCEPT..=EVERIFYREPORT2 => at_machine(thread, uc, info, leaf),
         _ => raise(thread, uc, info, &Exception::GP),
     }
 }
@@ -124,16 +125,19 @@ fn at_machine(thread: &mut Thread, uc: &mut Ucontext, info: &mut SigInfo, leaf: 
         let answer = link::slot_call(thread, words);
         let exception = match answer[1] {
             enclu_outcome::DONE => {
-                complete(thread, uc, leaf, Some(answer[2]));
+                complete(thread, uc, Some(answer[2]));
                 return Verdict::Resume;
             }
             enclu_outcome::DONE_NO_CODE => {
-                complete(thread, uc, leaf, None);
+                complete(thread, uc, None);
                 return Verdict::Resume;
             }
             enclu_outcome::NOT_PRESENT => match repair(thread, answer[4], answer[3] as u32) {
-                fault::Outcome::Repaired => continue,
-                fault::Outcome::Retry => return Verdict::Resume,
+                fault::Outcome::Repaired if !aex::wants_notice(thread) => continue,
+                fault::Outcome::Repaired | fault::Outcome::Retry => {
+                    aex::come_back(thread, uc, Some(&Exception::bus(answer[4], answer[3] as u32)));
+                    return Verdict::Resume;
+                }
                 // The page is there now, and pending, say: the leaf is the one to judge that. But not for ever.
                 fault::Outcome::Raise(exception) if exception.error & pf::SGX != 0 && sgx_faults < 2 => {
                     sgx_faults += 1;
@@ -151,16 +155,12 @@ fn at_machine(thread: &mut Thread, uc: &mut Ucontext, info: &mut SigInfo, leaf: 
     Verdict::Resume
 }
 
-fn complete(thread: &mut Thread, uc: &mut Ucontext, leaf: u32, code: Option<u64>) {
+fn complete(thread: &mut Thread, uc: &mut Ucontext, code: Option<u64>) {
     if let Some(code) = code {
         uc.mcontext.rax = code;
         uc.mcontext.eflags = uc.mcontext.eflags & !ARITHMETIC_FLAGS | if code != 0 { ZF } else { 0 };
     }
     uc.mcontext.rip += ENCLU_LEN;
-    if leaf == EDECCSSA {
-        let mode = &thread.enclave;
-        mode.cssa.store(mode.cssa().saturating_sub(1), core::sync::atomic::Ordering::Relaxed);
-    }
     thread.enclave.refresh();
 }
 

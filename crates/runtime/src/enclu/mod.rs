@@ -16,10 +16,13 @@
 //!
 //! Not as on hardware: code outside ELRANGE that an enclave jumps to without EEXIT runs on in enclave mode
 //! until something traps; where CPUID cannot be made to trap it works inside; an outside access to enclave
-//! memory gets its contents.
+//! memory gets its contents. Interrupts that nobody needs to handle, as those of the host's clock, and page faults
+//! on memory outside, are no exits: an enclave with AEX-Notify is told of signals, of kicks, and of faults on its
+//! own pages.
 
 mod aex;
 mod dispatch;
+mod edeccssa;
 mod entry;
 mod exception;
 mod fault;
@@ -41,6 +44,7 @@ use crate::thread::Thread;
 /// Notes what the processor can do. Called once, after [`crate::cpuid::init`], before the program runs.
 pub fn init() {
     segments::init();
+    edeccssa::init();
 }
 
 /// Whether the thread is in enclave mode.
@@ -84,7 +88,7 @@ pub fn on_kick(thread: &mut Thread, uc: &mut Ucontext) {
     if is_inside(thread) && thread.enclave.live_tcs().is_none() {
         leave_for_signal(thread, uc);
     }
-    thread.enclave.refresh();
+    aex::come_back(thread, uc, None);
 }
 
 /// Makes the record of a fork's child that of a thread outside. A fork is a system call, so it comes from

@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fenc
 use usgx_wire::slot::Slot;
 use usgx_wire::window;
 
+use super::frame::Gpr;
 use crate::enclaves::Enclave;
 
 /// Values of [`Mode::phase`].
@@ -49,6 +50,8 @@ pub struct Mode {
     pub(super) trap_flag: bool,
     /// TCS.FLAGS.DBGOPTIN.
     pub(super) opt_in: bool,
+    /// TCS.FLAGS.AEXNOTIFY.
+    pub(super) notify: bool,
     /// What `held` refers to, and the word before.
     pub(super) tcs: Option<&'static window::Tcs>,
     /// Value of `tcs.word` before this thread took it, and while it has it.
@@ -103,6 +106,7 @@ impl Default for Mode {
             dispatch: false,
             trap_flag: false,
             opt_in: false,
+            notify: false,
             tcs: None,
             word_before: 0,
             word_taken: 0,
@@ -156,6 +160,15 @@ impl Mode {
     /// Address of SSA frame `index`.
     pub(super) fn frame(&self, index: u32) -> u64 {
         self.ssa.wrapping_add(u64::from(index) * self.frame_size)
+    }
+
+    /// Whether the enclave wants to be told, at the ERESUME from SSA frame `index`, that it was left; `None` if
+    /// the frame cannot be read now.
+    pub(super) fn is_notified(&self, index: u32) -> Option<bool> {
+        if !self.notify {
+            return Some(false);
+        }
+        Gpr::aexnotify(Gpr::address(self.frame(index), self.frame_size))
     }
 
     /// The window, unless the enclave has been forgotten in this process since the entry.

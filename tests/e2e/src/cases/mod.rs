@@ -7,6 +7,7 @@ mod invisible;
 mod judges;
 mod keys;
 mod machine;
+mod notify;
 mod selftests;
 mod shared;
 mod swap;
@@ -46,6 +47,7 @@ pub(crate) fn all(stage: &Arc<Stage>) -> Vec<Trial> {
         keys::trials(stage),
         machine::trials(stage),
         idle::trials(stage),
+        notify::trials(stage),
         swap::trials(stage),
         trouble::trials(stage),
     ]
