@@ -48,11 +48,8 @@ impl<M: Machine> Kernel<M> {
         }
         let gone = victims.iter().zip(written).find(|(_, written)| **written == Written::Gone);
         let Some((victim, written)) = gone else { return false };
-        let made = self.keep_as_root(victim.page);
-        if made {
-            *written = Written::Taken;
-        }
-        made
+        *written = self.keep_victim_as_root(victim.page);
+        *written == Written::Taken
     }
 
     /// Makes a root page of a page that has just become invalid, if no root slot is free; tells whether it did.
@@ -61,10 +58,30 @@ impl<M: Machine> Kernel<M> {
     /// pages find a root slot when no page is free any more. Otherwise an EPC could fill with VA pages that none can leave.
     fn keep_as_root(&self, page: EpcPage) -> bool {
         let mut roots = self.roots.lock();
+        let made = self.make_if_missing(&roots, page);
+        if made {
+            roots.grow(page);
+        }
+        made
+    }
+
+    /// The same with a page of a reclaim pass; tells what became of it.
+    fn keep_victim_as_root(&self, page: EpcPage) -> Written {
+        let mut roots = self.roots.lock();
+        if !self.make_if_missing(&roots, page) {
+            return Written::Gone;
+        }
+        // Before others can find it: whoever empties the root page frees it, at once.
+        self.epc.take_written(page);
+        roots.grow(page);
+        Written::Taken
+    }
+
+    /// Makes a VA page of an invalid page, if no root slot is free; tells whether it did.
+    fn make_if_missing(&self, roots: &Roots, page: EpcPage) -> bool {
         let made = !roots.has_room() && !self.epc.is_poisoned(page) && self.hw.epa(page).is_ok();
         if made {
             self.va_pages.fetch_add(1, Relaxed);
-            roots.grow(page);
         }
         made
     }
@@ -177,7 +194,7 @@ impl<M: Machine> Inner<M> {
             let roots = self.kernel.roots.lock();
             self.kernel.has_va_pages(&roots)
         };
-        if more && self.kernel.keep_as_root(victim.page) { Written::Taken } else { Written::Gone }
+        if more { self.kernel.keep_victim_as_root(victim.page) } else { Written::Gone }
     }
 
     /// EWB of a VA page, and what must follow it at once; tells whether the EPC page is free now.

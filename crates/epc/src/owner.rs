@@ -33,7 +33,8 @@ pub enum Age {
 pub enum Written {
     /// The page's contents are elsewhere and the EPC page is invalid: it is free.
     Gone,
-    /// The page's contents are elsewhere, and the owner has use for the EPC page: it is the owner's, and not reclaimable.
+    /// The page's contents are elsewhere, and the owner had use for the EPC page: it has called
+    /// [`Epc::take_written`](crate::Epc::take_written).
     Taken,
     /// The page could not be written back; it is where it was, and still belongs to its owner.
     Kept,

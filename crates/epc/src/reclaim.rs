@@ -13,6 +13,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use usgx_isa::EpcPage;
 
 use crate::epc::Epc;
+use crate::lru::Lru;
 use crate::owner::{Age, HeldOwner, PageOwner, Victim, Written};
 use crate::platform::Platform;
 use crate::state::PageState;
@@ -76,6 +77,18 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         freed
     }
 
+    /// Gives an owner a page that it has just written back, for other use, before the pass is through with it. From here
+    /// on the page is owned, not reclaimable, and may even be freed while the pass goes on. Called by
+    /// [`HeldOwner::write`], which reports [`Written::Taken`].
+    pub fn take_written(&self, page: EpcPage) {
+        self.leave_pass(&mut self.lru.lock(), page);
+    }
+
+    fn leave_pass(&self, lru: &mut Lru<O>, page: EpcPage) {
+        lru.clear_owner(page);
+        self.states[page.index()].change(PageState::Reclaiming, PageState::Owned);
+    }
+
     /// How many passes have ended. Read before one meets a page in reclaim, it names what to wait for.
     pub fn passes_ended(&self) -> u64 {
         // Acquire: pairs with the Release in `reclaim_pass`, and keeps later looks at pages after this one.
@@ -125,13 +138,11 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
     fn put_back(&self, pages: impl Iterator<Item = EpcPage>) {
         let mut lru = self.lru.lock();
         for page in pages {
-            let state = &self.states[page.index()];
             if self.poison.has(page) {
-                lru.clear_owner(page);
-                state.change(PageState::Reclaiming, PageState::Owned);
+                self.leave_pass(&mut lru, page);
                 continue;
             }
-            state.change(PageState::Reclaiming, PageState::Active);
+            self.states[page.index()].change(PageState::Reclaiming, PageState::Active);
             lru.push_back(page);
         }
     }
@@ -185,10 +196,7 @@ impl<H: HeldOwner> Blocked<H> {
         epc.put_back(outcome().filter(|(_, w)| *w == Written::Kept).map(|(page, _)| page));
         {
             let mut lru = epc.lru.lock();
-            for (page, _) in outcome().filter(|(_, w)| *w != Written::Kept) {
-                lru.clear_owner(page);
-                epc.states[page.index()].change(PageState::Reclaiming, PageState::Owned);
-            }
+            gone().for_each(|page| epc.leave_pass(&mut lru, page));
         }
         gone().for_each(|page| epc.free(page));
         let freed = gone().count();

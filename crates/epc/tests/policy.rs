@@ -313,6 +313,46 @@ fn pages_can_be_taken_back_but_not_from_a_pass() {
 }
 
 #[test]
+fn a_page_that_its_owner_takes_from_a_pass_may_be_freed_before_the_pass_ends() {
+    /// Takes the pages that it has written, and frees the first one before the pass is through.
+    #[derive(Clone)]
+    struct Hasty(Weak<Epc<TestPlatform, Self>>);
+    impl PageOwner for Hasty {
+        type Held = Self;
+        fn get(&self) -> Option<Self> {
+            Some(self.clone())
+        }
+    }
+    impl HeldOwner for Hasty {
+        fn id(&self) -> u64 {
+            0
+        }
+        fn age(&self, _: &[Victim], ages: &mut [Age]) {
+            ages.fill(Age::Old);
+        }
+        fn block(&self, _: &[Victim]) {}
+        fn write(&self, victims: &[Victim], written: &mut [Written]) {
+            let epc = self.0.upgrade().expect("the pass runs on it");
+            victims.iter().for_each(|victim| epc.take_written(victim.page));
+            epc.free(victims[0].page);
+            assert_eq!(epc.alloc(Reclaim::Forbidden), Ok(victims[0].page), "others may have it");
+            written.fill(Written::Taken);
+        }
+    }
+    let epc = Arc::new(Epc::new(&[section(0, 0, 2)], Policy::linux(), Arc::new(TestPlatform::default())));
+    assert_eq!(epc.sanitize(&hw(2)), 0);
+    let pages = [0, 1].map(|index| {
+        let page = epc.alloc(Reclaim::Forbidden).expect("free");
+        epc.mark_reclaimable(page, Hasty(Arc::downgrade(&epc)), index);
+        page
+    });
+    assert_eq!(epc.reclaim_pass(), 0, "they are in use");
+    assert_eq!(pages.map(|page| epc.state(page)), [PageState::Owned; 2]);
+    assert_eq!((epc.can_reclaim(), epc.free_pages()), (false, 0));
+    epc.check_invariants();
+}
+
+#[test]
 fn pages_of_an_owner_that_is_going_are_forgotten() {
     let (epc, _, notes) = epc(40);
     let pages = fill(&epc, &notes, 3);
