@@ -34,6 +34,7 @@ Examples:
   usgx run --epc 16M --stats -- ./my-sgx-app      how does it do with 16 MiB of EPC?
   usgx run --stats-json out.json -- make test     every program that make starts sees SGX as well
   usgx run --machine /run/usgx.sock -- ./app      share the EPC of a machine with other programs
+  usgx run --fault-around 15 -- ./my-sgx2-app     a fault for 16 pages of a growing heap instead of for one
 
 The program keeps its process ID, terminal, signals and exit status. usgx itself exits with 127 if the
 command does not exist, 126 if it cannot be executed, and 125 if usgx cannot run it.
@@ -135,7 +136,16 @@ pub(crate) struct Hardware {
     /// Behave exactly like another SGX driver, where usgx does better: 'linux' fails or repeats where usgx waits
     #[arg(long, value_name = "DRIVER")]
     pub(crate) compat: Option<Compat>,
+    /// How many missing pages after the touched one a page fault adds as well (EAUG), as long as EPC is plenty: an
+    /// enclave that grows page by page then sees fewer faults. It still accepts every page itself [default: 0, as
+    /// Linux]
+    #[arg(long, value_name = "PAGES", conflicts_with = "compat")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=MOST_AROUND))]
+    pub(crate) fault_around: Option<u32>,
 }
+
+/// 4 MiB: a fault has its enclave locked while it adds them.
+const MOST_AROUND: i64 = 1024;
 
 /// A driver to behave like.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -145,8 +155,8 @@ pub(crate) enum Compat {
 }
 
 impl From<Hardware> for engine::Config {
-    fn from(Hardware { epc, cpu, swap, compat }: Hardware) -> Self {
-        Self { epc, cpu, swap, compat }
+    fn from(Hardware { epc, cpu, swap, compat, fault_around }: Hardware) -> Self {
+        Self { epc, cpu, swap, compat, fault_around }
     }
 }
 
@@ -156,7 +166,7 @@ pub(crate) struct RunArguments {
     pub(crate) hardware: Hardware,
     /// Use the machine behind this socket instead of one for this run alone
     #[arg(long, value_name = "SOCKET")]
-    #[arg(conflicts_with_all = ["epc", "cpu", "swap", "compat", "stats", "stats_json", "feed"])]
+    #[arg(conflicts_with_all = ["epc", "cpu", "swap", "compat", "fault_around", "stats", "stats_json", "feed"])]
     pub(crate) machine: Option<PathBuf>,
     /// At the end, print what happened to the EPC on standard error
     #[arg(long)]
@@ -253,6 +263,28 @@ mod tests {
         assert_eq!(run.hardware.epc, Some(Size(16 << 20)));
         assert_eq!(run.program, ["ls", "--stats", "-l"]);
         assert!(!run.stats);
+    }
+
+    #[test]
+    fn pages_around_a_fault_are_bounded_and_not_linux() {
+        let parse = |options: &[&str]| {
+            let line = [&["usgx", "run"], options, &["--", "ls"]].concat();
+            match Cli::try_parse_from(line).map(|cli| cli.command) {
+                Ok(Command::Run(run)) => Ok(run.hardware.fault_around),
+                Ok(_) => panic!("run was asked for"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        assert_eq!(parse(&[]), Ok(None));
+        assert_eq!(parse(&["--fault-around", "16"]), Ok(Some(16)));
+        for wrong in ["1025", "-1", "many"] {
+            assert!(
+                parse(&["--fault-around", wrong]).expect_err(wrong).contains("--fault-around"),
+                "{wrong}"
+            );
+        }
+        assert!(parse(&["--fault-around", "16", "--compat", "linux"]).is_err());
+        assert!(parse(&["--fault-around", "16", "--machine", "/s"]).is_err());
     }
 
     #[test]

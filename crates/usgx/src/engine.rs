@@ -32,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) swap: Option<PathBuf>,
     /// A driver to behave like; `None` for the best that usgx can do.
     pub(crate) compat: Option<Compat>,
+    /// How many pages a fault adds besides the one that is needed; `None` for the default.
+    pub(crate) fault_around: Option<u32>,
 }
 
 impl Config {
@@ -64,6 +66,9 @@ pub(crate) fn build(config: Config) -> Result<Machine> {
     }
     if let Some(Compat::Linux) = config.compat {
         machine.behaviour = Behaviour::linux();
+    }
+    if let Some(pages) = config.fault_around {
+        machine.behaviour.fault_around = pages;
     }
     if let Some(profile) = config.cpu {
         machine.profile = profile;
@@ -149,7 +154,8 @@ mod tests {
     #[test]
     fn impossible_sizes_are_refused_with_the_possible_ones() {
         let refusal = |bytes| {
-            let config = Config { epc: Some(Size(bytes)), cpu: None, swap: None, compat: None };
+            let epc = Some(Size(bytes));
+            let config = Config { epc, cpu: None, swap: None, compat: None, fault_around: None };
             config.check().map_err(|error| error.to_string())
         };
         assert_eq!(refusal(64 << 20), Ok(()));

@@ -2,6 +2,7 @@
 
 mod basics;
 mod devices;
+mod growing;
 mod idle;
 mod invisible;
 mod judges;
@@ -41,6 +42,7 @@ pub(crate) fn all(stage: &Arc<Stage>) -> Vec<Trial> {
         transparency::trials(stage),
         basics::trials(stage),
         devices::trials(stage),
+        growing::trials(stage),
         selftests::trials(stage),
         invisible::trials(stage),
         judges::trials(stage),
