@@ -16,7 +16,9 @@ use usgx_wire::place::{IMAGE_SIZE, RUNTIME_BASE};
 use crate::arch::lock::Lock;
 use crate::arch::syscall::{errno, nr};
 use crate::process::BOOT;
-use crate::sys;
+use crate::signals::frame::Ucontext;
+use crate::signals::post;
+use crate::{sys, usercopy};
 
 /// `SECCOMP_RET_DATA` of the runtime's traps, to tell them from those of a program's own filter.
 pub const TRAP_DATA: i32 = 0x5347;
@@ -176,8 +178,69 @@ impl Assembler {
 
 const _: () = assert!(RUNTIME_BASE & 0xffff_ffff == 0);
 
+/// Whether the call that this context comes out of was trapped by a filter of the runtime.
+///
+/// The kernel keeps at most one SIGSYS for a thread. If somebody has sent one at the moment of a trap, the trap's own
+/// is dropped, and the call would be lost. What it leaves behind is the call's number where its result should be,
+/// which a call that passed has there only by accident (a `read` of 15 bytes that is interrupted by a SIGSYS).
+pub fn has_trapped(uc: &Ucontext) -> bool {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    let registers = &uc.mcontext;
+    let at = registers.rip.wrapping_sub(SYSCALL.len() as u64);
+    if registers.rax > u64::from(u32::MAX) || usercopy::get::<[u8; 2]>(at) != Some(SYSCALL) {
+        return false;
+    }
+    let mut data = [0; DATA_WORDS];
+    data[(AT_NR / 4) as usize] = registers.rax as u32;
+    data[(AT_ARCH / 4) as usize] = ARCH_X86_64;
+    let args = [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9];
+    for (words, value) in
+        data[(AT_IP / 4) as usize..].chunks_exact_mut(2).zip([registers.rip].iter().chain(&args))
+    {
+        words.copy_from_slice(&[*value as u32, (*value >> 32) as u32]);
+    }
+    let traps = |mut filter: Assembler| run(filter.finish(), &data) == TRAP;
+    let watched = |entry: &AtomicU32| {
+        let fd = entry.load(Ordering::Relaxed);
+        fd != NOBODY && traps(of_transfers((!is_last(entry)).then_some(fd)))
+    };
+    traps(of_run()) || ARMED.load(Ordering::Acquire) != 0 && traps(of_memory()) || WATCHED.iter().any(watched)
+}
+
+/// Words of `struct seccomp_data`.
+const DATA_WORDS: usize = 16;
+
+/// What the kernel makes of `data`.
+fn run(code: &[Insn], data: &[u32; DATA_WORDS]) -> u32 {
+    let (mut at, mut value) = (0, 0);
+    while let Some(&Insn { code: operation, jt, jf, k }) = code.get(at) {
+        let jump = |taken: bool| usize::from(if taken { jt } else { jf });
+        at += 1 + match operation {
+            RET => return k,
+            JA => k as usize,
+            JEQ => jump(value == k),
+            JGE => jump(value >= k),
+            JSET => jump(value & k != 0),
+            LD => {
+                value = data.get(k as usize / 4).copied().unwrap_or(0);
+                0
+            }
+            AND => {
+                value &= k;
+                0
+            }
+            _ => return ALLOW,
+        };
+    }
+    ALLOW
+}
+
 /// Builds and installs the filter of a run.
 pub fn install() -> Result<(), i64> {
+    load(of_run().finish(), 0)
+}
+
+fn of_run() -> Assembler {
     let boot = BOOT.get();
     let mut a = Assembler::new();
     for number in
@@ -235,6 +298,18 @@ pub fn install() -> Result<(), i64> {
     for (number, index) in [(nr::CLOSE, 0), (nr::DUP2, 1), (nr::DUP3, 1)] {
         a.trap_reserved(number, index);
     }
+    for (number, index) in
+        [(nr::KILL, 1), (nr::TKILL, 1), (nr::TGKILL, 2), (nr::RT_SIGQUEUEINFO, 1), (nr::RT_TGSIGQUEUEINFO, 2)]
+    {
+        a.when(number, |a| {
+            a.argument(index);
+            let [one, other] = post::SHARED;
+            a.push(JEQ, 1, 0, one as u32);
+            a.push(JEQ, 0, 1, other as u32);
+            a.check();
+            a.allow();
+        });
+    }
     if boot.flags & flags::DEVICES_ARE_FILES == 0 {
         let paths =
             [nr::STAT, nr::LSTAT, nr::NEWFSTATAT, nr::STATX, nr::ACCESS, nr::FACCESSAT, nr::FACCESSAT2];
@@ -245,7 +320,7 @@ pub fn install() -> Result<(), i64> {
     if boot.flags & flags::ANNOUNCE_EXIT != 0 {
         a.trap(nr::EXIT_GROUP);
     }
-    load(a.finish(), 0)
+    a
 }
 
 /// The filter is for all threads.
@@ -264,6 +339,12 @@ pub fn arm_memory() -> Result<(), i64> {
     if ARMED.load(Ordering::Acquire) != 0 {
         return Ok(());
     }
+    load(of_memory().finish(), TSYNC)?;
+    ARMED.store(1, Ordering::Release);
+    Ok(())
+}
+
+fn of_memory() -> Assembler {
     let mut a = Assembler::new();
     for number in [nr::MUNMAP, nr::MPROTECT, nr::PKEY_MPROTECT, nr::MREMAP, nr::MADVISE] {
         a.trap(number);
@@ -277,9 +358,7 @@ pub fn arm_memory() -> Result<(), i64> {
         a.check();
         a.allow();
     });
-    load(a.finish(), TSYNC)?;
-    ARMED.store(1, Ordering::Release);
-    Ok(())
+    a
 }
 
 /// Calls that read or write a file by its descriptor.
@@ -306,20 +385,31 @@ pub fn watch(fd: i32) -> Result<(), i64> {
     let fd = fd as u32;
     let _guard = ARMING.lock();
     let free = WATCHED.iter().find(|entry| [NOBODY, fd].contains(&entry.load(Ordering::Relaxed)));
-    // The last entry stands for all of them.
-    let all = free.is_none_or(|entry| core::ptr::eq(entry, &WATCHED[WATCHED.len() - 1]));
     match free {
         Some(entry) if entry.load(Ordering::Relaxed) == NOBODY => {
-            let mut a = Assembler::new();
-            for number in TRANSFERS {
-                if all { a.trap(number) } else { a.trap_if_equal(number, 0, fd) }
-            }
-            load(a.finish(), TSYNC)?;
+            load(of_transfers((!is_last(entry)).then_some(fd)).finish(), TSYNC)?;
             entry.store(fd, Ordering::Relaxed);
             Ok(())
         }
         _ => Ok(()),
     }
+}
+
+/// The last entry stands for all descriptors.
+fn is_last(entry: &AtomicU32) -> bool {
+    core::ptr::eq(entry, &WATCHED[WATCHED.len() - 1])
+}
+
+/// Traps reads and writes of `fd`, or of every descriptor.
+fn of_transfers(fd: Option<u32>) -> Assembler {
+    let mut a = Assembler::new();
+    for number in TRANSFERS {
+        match fd {
+            Some(fd) => a.trap_if_equal(number, 0, fd),
+            None => a.trap(number),
+        }
+    }
+    a
 }
 
 /// Makes the calls trap by which a thread signals itself, in the calling thread.

@@ -17,6 +17,7 @@ use crate::arch::{fatal, gettid};
 use crate::enclu;
 use crate::process::Process;
 use crate::signals::frame::{SS_DISABLE, SigInfo, StackT};
+use crate::signals::pending::Pending;
 use crate::sys;
 
 /// Bytes at the top of a stride that hold the [`Thread`].
@@ -47,9 +48,15 @@ pub struct Thread {
     /// The process, or a vfork child's own copy.
     pub process: *mut Process,
     /// Signals of [`crate::signals::frame::OWNED`] that were sent while the program blocks them.
-    pub held: u64,
+    /// Atomic, because another one may come while a handler looks at them.
+    pub held: AtomicU64,
     /// Their details, by signal number.
     pub held_info: [SigInfo; 32],
+    /// Signals that the process has sent to this thread past the kernel ([`crate::signals::post`]).
+    pub posted: Pending,
+    /// The frame of the handler that has looked for held signals for the last time: its context ([`crate::signals::frame::Ucontext`]), which
+    /// says so itself, as an address.
+    pub closing: AtomicU64,
     /// Those that a system call waits for with a mask of its own, while it waits.
     pub waits: AtomicU64,
     /// Where the thread is with respect to enclaves.
@@ -87,6 +94,15 @@ impl Thread {
         let index = ids::find(gettid())?;
         // SAFETY: the table names the record of this very thread.
         Some(unsafe { &mut *Self::at(index) })
+    }
+
+    /// What thread `tid` of `process` has been sent, if there is such a thread.
+    pub fn posted_of(tid: u32, process: *mut Process) -> Option<&'static Pending> {
+        let other = Self::at(ids::find(tid)?);
+        // SAFETY: the record is mapped, and stays. If the thread ends meanwhile, its signals end with it.
+        let same = unsafe { (&raw const (*other).process).read_volatile() } == process;
+        // SAFETY: the same record; the field may be used by all threads.
+        same.then(|| unsafe { &(*other).posted })
     }
 
     /// Where record `index` is.
@@ -138,7 +154,9 @@ impl Thread {
             (&raw mut (*thread).mask).write(0);
             (&raw mut (*thread).altstack).write(StackT { flags: SS_DISABLE, ..StackT::default() });
             (&raw mut (*thread).process).write(process);
-            (&raw mut (*thread).held).write(0);
+            (&raw mut (*thread).held).write(AtomicU64::new(0));
+            (&raw mut (*thread).posted).write(Pending::new());
+            (&raw mut (*thread).closing).write(AtomicU64::new(0));
             (&raw mut (*thread).waits).write(AtomicU64::new(0));
             (&raw mut (*thread).enclave).write(enclu::Mode::default());
             (*thread).tid.store(0, Ordering::Relaxed);

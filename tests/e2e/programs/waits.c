@@ -434,11 +434,14 @@ static void note_value(int number, siginfo_t *info, void *context)
 	__atomic_fetch_add(&count, 1, __ATOMIC_SEQ_CST);
 }
 
+/* A signal that gets in the way of another does so now and then. */
+enum { ROUNDS = 10 };
+
 static void *wait_for_value(void *argument)
 {
 	own_index = (int)(intptr_t)argument;
 	__atomic_fetch_add(&ready_threads, 1, __ATOMIC_SEQ_CST);
-	while (count < 160)
+	while (count < ROUNDS * SENT * 20)
 		usleep(1000);
 	return NULL;
 }
@@ -453,9 +456,14 @@ static void directed(void)
 		pthread_create(&threads[i], NULL, wait_for_value, (void *)(intptr_t)i);
 	while (ready_threads < 20)
 		usleep(1000);
-	for (int k = 0; k < SENT; k++)
-		for (int i = 0; i < 20; i++)
-			pthread_sigqueue(threads[i], sent[k], (union sigval){ .sival_int = i });
+	for (int round = 1; round <= ROUNDS; round++) {
+		for (int k = 0; k < SENT; k++)
+			for (int i = 0; i < 20; i++)
+				pthread_sigqueue(threads[i], sent[k], (union sigval){ .sival_int = i });
+		/* One of a kind is pending at a time. */
+		while (count < round * SENT * 20)
+			usleep(1000);
+	}
 	for (int i = 0; i < 20; i++)
 		pthread_join(threads[i], NULL);
 	printf("%d handled\n", count);

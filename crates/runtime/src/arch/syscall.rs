@@ -132,6 +132,7 @@ pub mod nr {
     pub const READLINK: u64 = 89;
     pub const GETRLIMIT: u64 = 97;
     pub const PTRACE: u64 = 101;
+    pub const GETUID: u64 = 102;
     pub const RT_SIGPENDING: u64 = 127;
     pub const RT_SIGTIMEDWAIT: u64 = 128;
     pub const RT_SIGQUEUEINFO: u64 = 129;

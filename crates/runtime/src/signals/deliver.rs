@@ -74,6 +74,19 @@ pub fn deliver_async(
 
 /// What every outermost handler does last: held signals that may go now, and kicks.
 pub fn after_handler(thread: &mut Thread, uc: &mut Ucontext) {
+    loop {
+        deliver_held(thread, uc);
+        // What comes from here on is not held any more; what came before is seen by one more look.
+        pending::close(thread, uc);
+        let wanted = !thread.mask | thread.waits.load(Ordering::Relaxed);
+        if thread.held.load(Ordering::Relaxed) & wanted == 0 {
+            return;
+        }
+        pending::reopen(uc);
+    }
+}
+
+fn deliver_held(thread: &mut Thread, uc: &mut Ucontext) {
     while let Some((sig, info)) = pending::take(thread, !thread.mask | thread.waits.load(Ordering::Relaxed)) {
         // Once it has been told to the call that waits, or to a handler, nobody waits any more.
         thread.waits.store(0, Ordering::Relaxed);
@@ -274,7 +287,8 @@ pub fn sigaction(thread: &mut Thread, sig: i32, new: u64, old: u64, size: u64) -
         actions.set(sig, wanted);
         if wanted.handler == IGNORE {
             // What waits is forgotten, as the kernel forgets it.
-            thread.held &= !bit(sig);
+            thread.held.fetch_and(!bit(sig), Ordering::Relaxed);
+            thread.posted.forget(bit(sig));
             process.pending.forget(bit(sig));
         }
     }

@@ -12,6 +12,7 @@
 pub mod deliver;
 pub mod frame;
 pub mod pending;
+pub mod post;
 pub mod tables;
 
 use core::arch::naked_asm;
@@ -72,9 +73,14 @@ extern "C" fn on_signal(sig: i32, info: *mut SigInfo, uc: *mut Ucontext) {
     thread.waits.store(0, Ordering::Relaxed);
     match sig {
         signum::SIGSYS if info.code == SYS_SECCOMP && info.errno == filter::TRAP_DATA => {
-            syscalls::on_trap(thread, info, uc);
+            syscalls::on_trap(thread, info.syscall(), uc);
         }
         signum::SIGSYS if info.code == enclu::SYS_USER_DISPATCH => on_exception(thread, sig, info, uc),
+        signum::SIGSYS if !info.by_kernel() && filter::has_trapped(uc) => {
+            // One that was pending has swallowed the trap's.
+            syscalls::on_trap(thread, uc.mcontext.rax, uc);
+            deliver::deliver_async(thread, uc, sig, info, None);
+        }
         // One that is pending swallows the next, so each stands for both.
         link::KICK_SIGNAL if info.code == pending::LOOK || info.code == SI_SIGIO && thread.slot >= 0 => {
             if thread.slot >= 0 {
@@ -113,7 +119,7 @@ fn on_nested(thread: &mut Thread, sig: i32, info: &SigInfo, uc: &mut Ucontext) {
         // A bug of the runtime. Die of it as of any other, with the frame at hand.
         deliver::die(uc, sig, info);
     } else {
-        pending::hold(thread, sig, info);
+        pending::postpone(thread, uc, sig, info);
     }
 }
 

@@ -7,13 +7,14 @@
 //! what in [`Thread::waits`]: it stores that before it looks at the process's signals, and whoever leaves a signal
 //! with the process looks at the threads afterwards, so one of the two sees the other.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use super::deliver::deliver_async;
 use super::frame::{OWNED, SigInfo, Ucontext, bit};
-use crate::arch::getpid;
+use super::tables;
 use crate::arch::lock::Lock;
 use crate::arch::syscall::nr;
+use crate::arch::{getpid, gettid};
 use crate::link::KICK_SIGNAL;
 use crate::sys;
 use crate::syscalls::stubs;
@@ -50,7 +51,8 @@ impl Pending {
         self.details.raw()
     }
 
-    fn put(&self, sig: i32, info: &SigInfo) {
+    /// Adds a signal; another one of its number is one too many.
+    pub fn put(&self, sig: i32, info: &SigInfo) {
         let mut details = self.details.lock();
         if self.signals() & bit(sig) == 0 {
             details[index(sig)] = *info;
@@ -80,24 +82,69 @@ fn lowest(signals: u64) -> Option<i32> {
 
 /// Keeps a signal for this thread until the program lets it through.
 pub fn hold(thread: &mut Thread, sig: i32, info: &SigInfo) {
-    if thread.held & bit(sig) == 0 {
-        thread.held |= bit(sig);
+    // In this order: the next of the kind may come on top of this one, and is one too many. Nobody takes it before
+    // both are done.
+    if thread.held.fetch_or(bit(sig), Ordering::Relaxed) & bit(sig) == 0 {
         thread.held_info[index(sig)] = *info;
+    }
+}
+
+/// Marks the frame of a handler that will not look at held signals any more. The kernel writes 0 there in every
+/// frame, and never reads it.
+pub fn close(thread: &Thread, uc: &mut Ucontext) {
+    thread.closing.store(&raw const *uc as u64, Ordering::Relaxed);
+    mark(uc, CLOSING);
+}
+
+/// Takes back [`close`].
+pub fn reopen(uc: &mut Ucontext) {
+    mark(uc, 0);
+}
+
+fn mark(uc: &mut Ucontext, mark: u64) {
+    // SAFETY: a field of the frame. Volatile: a handler on top of this one reads it.
+    unsafe { (&raw mut uc.link).write_volatile(mark) };
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// [`Ucontext::link`] of a closed frame.
+const CLOSING: u64 = 0x5347_c105;
+
+/// Keeps a signal that came on top of a handler: for that handler's last look or, if that is over, as pending in the
+/// kernel until it has returned.
+pub fn postpone(thread: &mut Thread, uc: &mut Ucontext, sig: i32, info: &SigInfo) {
+    let outer = thread.closing.load(Ordering::Relaxed) as *const Ucontext;
+    // SAFETY: the address is 0 or one in this thread's runtime stack, whatever is there by now.
+    let closed = !outer.is_null() && unsafe { (&raw const (*outer).link).read_volatile() } == CLOSING;
+    if !closed {
+        hold(thread, sig, info);
+        return;
+    }
+    const SIG_BLOCK: u64 = 0;
+    let blocked = tables::OPEN;
+    // Nothing in the rest of that handler faults, so they may stay blocked until it returns.
+    uc.sigmask |= blocked;
+    // SAFETY: the kernel reads a mask and the information.
+    unsafe {
+        sys!(nr::RT_SIGPROCMASK, SIG_BLOCK, &raw const blocked, 0, 8);
+        sys!(nr::RT_TGSIGQUEUEINFO, getpid(), gettid(), sig, &raw const *info);
     }
 }
 
 /// Takes a signal among `wanted` that waits for this thread or for the process.
 pub fn take(thread: &mut Thread, wanted: u64) -> Option<(i32, SigInfo)> {
-    if let Some(sig) = lowest(thread.held & wanted) {
-        thread.held &= !bit(sig);
-        return Some((sig, thread.held_info[index(sig)]));
+    if let Some(sig) = lowest(thread.held.load(Ordering::Relaxed) & wanted) {
+        // In this order: another one of the kind may come at any time, and must not change this one's details.
+        let info = thread.held_info[index(sig)];
+        thread.held.fetch_and(!bit(sig), Ordering::Relaxed);
+        return Some((sig, info));
     }
-    thread.process().pending.take(wanted)
+    thread.posted.take(wanted).or_else(|| thread.process().pending.take(wanted))
 }
 
 /// Signals that wait for this thread or for the process.
 pub fn of(thread: &Thread) -> u64 {
-    thread.held | thread.process().pending.signals()
+    thread.held.load(Ordering::Relaxed) | thread.posted.signals() | thread.process().pending.signals()
 }
 
 /// Says what the thread is about to wait for. To be followed by a look at what there is.
@@ -114,6 +161,11 @@ pub fn keep(thread: &mut Thread, uc: &mut Ucontext, sig: i32, info: &SigInfo) {
         hold(thread, sig, info);
         return;
     }
+    leave(thread, sig, info);
+}
+
+/// Leaves a signal with the process, for whichever thread may take it.
+pub fn leave(thread: &Thread, sig: i32, info: &SigInfo) {
     thread.process().pending.put(sig, info);
     call_taker(thread, sig);
 }
@@ -146,8 +198,13 @@ fn is_for_process(info: &SigInfo) -> bool {
 fn call_taker(thread: &Thread, sig: i32) {
     let suits = |mask: u64, waits: u64| mask & bit(sig) == 0 || waits & bit(sig) != 0;
     if let Some(tid) = thread::find_other(thread, suits) {
-        let info = SigInfo { signo: KICK_SIGNAL, code: LOOK, ..SigInfo::default() };
-        // SAFETY: the kernel reads the information.
-        unsafe { sys!(nr::RT_TGSIGQUEUEINFO, getpid(), tid, KICK_SIGNAL, &raw const info) };
+        call(tid);
     }
+}
+
+/// Makes a thread of this process look.
+pub fn call(tid: u32) {
+    let info = SigInfo { signo: KICK_SIGNAL, code: LOOK, ..SigInfo::default() };
+    // SAFETY: the kernel reads the information.
+    unsafe { sys!(nr::RT_TGSIGQUEUEINFO, getpid(), tid, KICK_SIGNAL, &raw const info) };
 }

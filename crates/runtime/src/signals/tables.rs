@@ -31,7 +31,7 @@ const MINSIGSTKSZ: u64 = 2048;
 
 /// What may come on top of a handler of the runtime: the faults of guarded copies, and a debugger's traps (a trap
 /// that is blocked would cost the runtime its handler). The rest waits until the handler returns.
-const OPEN: u64 = bit(signum::SIGSEGV) | bit(signum::SIGBUS) | bit(signum::SIGTRAP);
+pub const OPEN: u64 = bit(signum::SIGSEGV) | bit(signum::SIGBUS) | bit(signum::SIGTRAP);
 
 /// The mask that the kernel gets where the program asks for `mask`.
 pub fn filtered(mask: u64) -> u64 {

@@ -13,19 +13,18 @@ pub mod spawn;
 pub mod stubs;
 
 use crate::arch::syscall::{errno, nr, on_behalf};
-use crate::devices;
 use crate::process::{self, BOOT};
-use crate::signals::deliver;
-use crate::signals::frame::{SigInfo, Ucontext};
+use crate::signals::frame::Ucontext;
+use crate::signals::{deliver, post};
 use crate::thread::Thread;
+use crate::{devices, procfs};
 
 /// `arch_prctl`: whether CPUID is allowed.
 const ARCH_GET_CPUID: u64 = 0x1011;
 const ARCH_SET_CPUID: u64 = 0x1012;
 
 /// Carries out the system call that the filter has trapped.
-pub fn on_trap(thread: &mut Thread, info: &SigInfo, uc: &mut Ucontext) {
-    let number = info.syscall();
+pub fn on_trap(thread: &mut Thread, number: u64, uc: &mut Ucontext) {
     let registers = &uc.mcontext;
     let args = [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9];
     if number == nr::RT_SIGRETURN {
@@ -88,8 +87,10 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
             debug::transfer(thread, number, args, true).unwrap_or_else(|| masks::plain(uc, number, args))
         }
         nr::KILL | nr::TKILL | nr::TGKILL | nr::RT_SIGQUEUEINFO | nr::RT_TGSIGQUEUEINFO => {
-            debug::be_traced_now(thread);
-            forward(number, args)
+            let traced = debug::be_traced_now(thread) || procfs::is_traced();
+            // A tracer sees what the kernel delivers.
+            let sent = if traced { None } else { post::send(thread, number, args) };
+            sent.unwrap_or_else(|| forward(number, args))
         }
         nr::ARCH_PRCTL => match args[0] {
             ARCH_GET_CPUID => 1,

@@ -18,6 +18,7 @@ use crate::arch::syscall::{errno, nr, on_behalf};
 use crate::arch::{close, complain};
 use crate::enclu;
 use crate::signals::frame::{FP_MAGIC1, FXSAVE_SIZE, FpState, OWNED, Sigaction, StackT, Ucontext, bit};
+use crate::signals::pending::Pending;
 use crate::signals::tables::{self, IGNORE};
 use crate::thread::{self, Thread};
 use crate::{enclaves, filter, link, sys, usercopy};
@@ -303,7 +304,9 @@ fn become_child(thread: &mut Thread, spawn: &Spawn, ticket: Option<[u64; 2]>) {
     thread.forget_others();
     thread.slot = -1;
     thread.kick_fd = -1;
-    thread.held = 0;
+    thread.held.store(0, Ordering::Relaxed);
+    // Anew, with its lock: whoever held that is not here.
+    thread.posted = Pending::new();
     thread.process().pending.forget(u64::MAX);
     thread.process().trace_me.store(0, Ordering::Relaxed);
     thread.announce();
