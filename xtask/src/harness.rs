@@ -60,6 +60,21 @@ impl Harness {
         }
     }
 
+    /// Whether a line that comes next only says that all is well: nobody looks for it in a log.
+    pub(crate) fn is_routine(&self, line: &str) -> bool {
+        if line.starts_with("test result: ") || line.starts_with("SKIPPED:") || line == "failures:" {
+            return false;
+        }
+        match self.section {
+            Section::Progress => {
+                let passed = line.starts_with("test ") && line.ends_with(" ... ok");
+                passed || line.trim().is_empty() || line.starts_with("running ") || line == "successes:"
+            }
+            Section::Successes => true,
+            Section::Failures => false,
+        }
+    }
+
     /// What there was. Tests that said that they were skipped are not among the passed.
     pub(crate) fn report(mut self) -> Report {
         // A binary that has ended without a result was killed; what it had said still helps.
@@ -185,6 +200,28 @@ failures:
 
 test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
 ";
+
+    #[test]
+    fn routine_is_what_says_that_all_is_well() {
+        let mut harness = Harness::default();
+        let mut shown = Vec::new();
+        for line in STANDARD.lines() {
+            if !harness.is_routine(line) {
+                shown.push(line);
+            }
+            harness.note_line(line);
+        }
+        assert_eq!(
+            shown[..3],
+            [
+                "test tests::bad ... FAILED",
+                "test tests::slow ... ignored, a measurement",
+                "SKIPPED: no CPUID faulting",
+            ]
+        );
+        assert_eq!(shown[3], "failures:");
+        assert!(shown.last().is_some_and(|line| line.starts_with("test result: FAILED")));
+    }
 
     /// What libtest-mimic prints.
     const MIMIC: &str = "

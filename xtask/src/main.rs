@@ -9,6 +9,7 @@ mod e2e;
 mod echo;
 mod harness;
 mod picture;
+mod planted;
 mod report;
 mod selftests;
 mod tally;
@@ -45,6 +46,8 @@ enum Command {
     Tools(tools::Tools),
     /// Runs real programs under the built `usgx`
     E2e(e2e::E2e),
+    /// Plants bugs in a clone, one at a time, and sees that the tests catch them
+    Planted(planted::Planted),
     /// Turns the contents of a terminal, with colours, into an SVG: standard input to standard output
     Picture(picture::Picture),
     /// Measures work against its floor, in the same run
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Selftests(selftests) => selftests.run(&workspace),
         Command::Tools(tools) => tools.run(&workspace),
         Command::E2e(e2e) => e2e.run(&workspace),
+        Command::Planted(planted) => planted.run(&workspace),
         Command::Picture(picture) => picture.run(),
         Command::Bench(bench) => bench.run(&workspace),
     });

@@ -2,7 +2,7 @@
 //! one run tells everything. The last lines tell what was skipped, and what failed and why; the very last one is
 //! for CI to read.
 
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,7 @@ impl Step {
                 Ok(check(workspace.cargo(&arguments).arg(workspace.target.join("nostd"))))
             }
             Step::Unit => {
-                let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
+                let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output", "--format=pretty"];
                 run_counted(&mut workspace.cargo(&arguments))
             }
             Step::Bench => {
@@ -138,23 +138,29 @@ fn for_every_manifest(workspace: &Workspace, arguments: impl Fn(&mut Command)) -
     Ok(report)
 }
 
-/// Runs a command that runs tests, shows its output and reads it.
+/// Runs a command that runs tests, shows its output and reads it. A terminal sees every test pass; a log, which
+/// is read when something went wrong, has only what is not routine.
 ///
 /// A command that fails without a failed test (it did not build, say) is one failure, and so is a command that
 /// runs no test at all.
 pub(crate) fn run_counted(command: &mut Command) -> Result<Report> {
-    count(command, &mut io::stdout())
+    let everything = io::stdout().is_terminal();
+    count(command, &mut io::stdout(), everything)
 }
 
-fn count(command: &mut Command, show_on: &mut dyn io::Write) -> Result<Report> {
+fn count(command: &mut Command, show_on: &mut dyn io::Write, everything: bool) -> Result<Report> {
     let (mut child, errors) = workspace::start(command.stdout(Stdio::piped()))?;
     let output = child.stdout.take().context("the output was asked for")?;
     let mut harness = Harness::default();
     for line in BufReader::new(output).split(b'\n') {
         let mut line = line?;
-        harness.note_line(&String::from_utf8_lossy(&line));
+        let text = String::from_utf8_lossy(&line);
+        let routine = harness.is_routine(&text);
+        harness.note_line(&text);
         line.push(b'\n');
-        show_on.write_all(&line)?;
+        if everything || !routine {
+            show_on.write_all(&line)?;
+        }
     }
     let status = child.wait()?;
     let mut report = harness.report();
@@ -180,7 +186,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Report {
-        count(Command::new("sh").args(["-c", script]), &mut io::sink()).unwrap()
+        count(Command::new("sh").args(["-c", script]), &mut io::sink(), true).unwrap()
     }
 
     #[test]
@@ -197,6 +203,15 @@ mod tests {
     #[test]
     fn running_no_test_is_a_failure() {
         assert_eq!(shell("true").tally, Tally { passed: 0, failed: 1, skipped: 0 });
+    }
+
+    #[test]
+    fn a_log_has_only_what_is_not_routine() {
+        let mut log = Vec::new();
+        let script =
+            "echo; echo 'running 2 tests'; echo 'test a ... ok'; echo 'test b ... FAILED'; echo loud";
+        count(Command::new("sh").args(["-c", script]), &mut log, false).unwrap();
+        assert_eq!(log, b"test b ... FAILED\nloud\n");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::planted;
 use crate::workspace::Workspace;
 
 /// Something that is not as it should be.
@@ -64,6 +65,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     let ours: Vec<_> = ours.cloned().chain(workspace.outside_packages()?).collect();
     violations.extend(layers::check(&ours));
     violations.extend(code_map(workspace, &files)?);
+    violations.extend(planted_bugs(workspace)?);
     let deny = fs::read_to_string(workspace.root.join("deny.toml")).context("reading deny.toml")?;
     violations.extend(licences::check(&workspace.metadata.packages, &licences::allowed(&deny)?));
 
@@ -86,6 +88,18 @@ fn tracked_files(root: &Path) -> Result<Vec<PathBuf>> {
     files.sort();
     files.dedup();
     Ok(files)
+}
+
+/// Every planted bug still applies.
+fn planted_bugs(workspace: &Workspace) -> Result<Vec<Violation>> {
+    let mut violations = Vec::new();
+    for patch in planted::bugs(&workspace.root)? {
+        if let Some(complaint) = planted::check(&workspace.root, &patch)? {
+            let message = format!("does not apply any more, bring it up to date: {complaint}");
+            violations.push(Violation::in_file(workspace.relative(&patch), message));
+        }
+    }
+    Ok(violations)
 }
 
 /// `ARCHITECTURE.md` names every crate.
