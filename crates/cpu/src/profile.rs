@@ -22,7 +22,8 @@ const LEAF7_ECX_SGX_LC: u32 = 1 << 30;
 const LEAF7_EDX_SGX_KEYS: u32 = 1 << 1;
 /// The SGX leaf.
 const SGX_LEAF: u32 = 0x12;
-/// Where programs are told that the EPC is, in physical memory. Nothing is there; any page-aligned value does.
+/// Where programs are told that the EPC is, in physical memory. Nothing is there; any page-aligned value does. Section
+/// follows on section there.
 const EPC_BASE: u64 = 0x10_0000_0000;
 
 /// A kind of processor.
@@ -189,10 +190,10 @@ impl Profile {
         self.xsave.unwrap_or_else(XsaveLayout::typical)
     }
 
-    /// What CPUID shows in place of the host's values for this leaf, on a machine with `epc_bytes` of EPC;
-    /// `None` if the host's values are right.
+    /// What CPUID shows in place of the host's values for this leaf, on a machine with EPC `sections` of these sizes in
+    /// bytes; `None` if the host's values are right.
     #[must_use]
-    pub fn cpuid(&self, epc_bytes: u64, leaf: u32, subleaf: u32) -> Option<CpuidOverride> {
+    pub fn cpuid(&self, sections: &[u64], leaf: u32, subleaf: u32) -> Option<CpuidOverride> {
         let vendor = |name: &[u8; 4]| u32::from_le_bytes(*name);
         match (leaf, subleaf) {
             (0, _) => Some(CpuidOverride {
@@ -217,15 +218,19 @@ impl Profile {
                     (xfrm >> 32) as u32,
                 ]))
             }
-            (SGX_LEAF, 2) if epc_bytes > 0 => {
+            (SGX_LEAF, _)
+                if (subleaf as usize).checked_sub(2).is_some_and(|index| index < sections.len()) =>
+            {
                 const SECTION: u32 = 1;
+                let index = subleaf as usize - 2;
+                let (base, size) = (EPC_BASE + sections[..index].iter().sum::<u64>(), sections[index]);
                 let low = |value: u64| value as u32 & 0xffff_f000;
                 let high = |value: u64| (value >> 32) as u32 & 0xf_ffff;
                 Some(CpuidOverride::replace([
-                    low(EPC_BASE) | SECTION,
-                    high(EPC_BASE),
-                    low(epc_bytes) | self.protection,
-                    high(epc_bytes),
+                    low(base) | SECTION,
+                    high(base),
+                    low(size) | self.protection,
+                    high(size),
                 ]))
             }
             (SGX_LEAF, _) => Some(CpuidOverride::replace([0; 4])),

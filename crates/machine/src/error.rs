@@ -10,6 +10,14 @@ pub enum MachineError {
     /// The EPC has an impossible size.
     #[error("an EPC of {0} bytes is not possible: use a multiple of 4096, from 256 KiB to 4 TiB")]
     EpcSize(u64),
+    /// The EPC has an impossible number of sections.
+    #[error("an EPC of {asked} sections is not possible: use 1 to {most}, as Linux does")]
+    EpcSections {
+        /// The most that there can be.
+        most: usize,
+        /// How many were asked for.
+        asked: usize,
+    },
     /// There is no such profile.
     #[error("there is no processor \"{name}\": choose one of {known}")]
     Profile {

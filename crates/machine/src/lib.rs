@@ -42,6 +42,7 @@ mod page_map;
 mod sight;
 mod stats;
 mod system;
+mod topology;
 
 pub use config::MachineConfig;
 pub use error::MachineError;

@@ -12,7 +12,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use usgx_cpu::{Processor, Profile, XsaveLayout};
 use usgx_driver::{Behaviour, Config, Driver, SectionConfig};
-use usgx_isa::{EpcPage, PAGE_SIZE};
 use usgx_sys::cpuid::cpuid;
 use usgx_sys::{process, socket};
 
@@ -34,11 +33,8 @@ use crate::sight::endpoint::Endpoint;
 use crate::sight::exposition;
 use crate::stats::StatsSnapshot;
 use crate::system::{Garbage, Host};
+use crate::topology::{self, Topology};
 
-/// The smallest EPC in which anything works: the reclaimer keeps 32 pages free.
-const MIN_PAGES: u64 = 64;
-/// The largest: 4 TiB.
-const MAX_PAGES: u64 = 1 << 30;
 /// How long the end of a machine waits for its workers.
 const END_BOUND: Duration = Duration::from_secs(5);
 
@@ -60,12 +56,8 @@ impl Machine {
     /// The configuration is not possible, or the system lacks something.
     pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
         process::raise_descriptor_limit();
-        let nr_pages = config.epc_bytes / PAGE_SIZE as u64;
-        let fits = (MIN_PAGES..=MAX_PAGES).contains(&nr_pages);
-        let nr_pages = u32::try_from(nr_pages)
-            .ok()
-            .filter(|_| fits && config.epc_bytes.is_multiple_of(PAGE_SIZE as u64))
-            .ok_or(MachineError::EpcSize(config.epc_bytes))?;
+        let sections = topology::sections(&config.epc_bytes)?;
+        let nr_pages = sections.iter().map(|section| section.pages).sum();
         let profile = Profile::by_name(&config.profile).ok_or_else(|| MachineError::Profile {
             known: Profile::all().map(|profile| profile.name()).collect::<Vec<_>>().join(", "),
             name: config.profile.clone(),
@@ -78,7 +70,7 @@ impl Machine {
         let store = Arc::new(store);
         let views = Arc::new(Views::default());
         let frames = Arc::new(Frames::new(nr_pages)?);
-        let platform = Arc::new(HostPlatform::default());
+        let platform = Arc::new(HostPlatform::new(Topology::new(sections.len())));
         let fuses = fuses::load(config.state_dir.as_deref());
         let hw = Arc::new(Processor::new(
             profile,
@@ -92,7 +84,7 @@ impl Machine {
         let spaces =
             Spaces::new(Arc::clone(&views), Arc::clone(&frames), Arc::clone(&hw), Arc::clone(&sight));
         let driver = Driver::new(
-            driver_config(&profile, nr_pages, config.behaviour),
+            driver_config(&profile, sections, config.behaviour),
             Arc::clone(&hw),
             Arc::clone(&platform),
             Arc::new(spaces),
@@ -106,7 +98,7 @@ impl Machine {
         let (garbage, collected) = queue();
         let host = Arc::new(Host {
             driver: driver.clone(),
-            region_header: header::header(&profile, config.epc_bytes),
+            region_header: header::header(&profile, &config.epc_bytes),
             hw,
             frames,
             views,
@@ -228,9 +220,9 @@ impl Drop for Machine {
     }
 }
 
-fn driver_config(profile: &Profile, nr_pages: u32, behaviour: Behaviour) -> Config {
+fn driver_config(profile: &Profile, sections: Vec<SectionConfig>, behaviour: Behaviour) -> Config {
     Config {
-        sections: vec![SectionConfig { node: 0, first: EpcPage(0), pages: nr_pages }],
+        sections,
         sgx2: profile.has_sgx2(),
         misc_reserved: !profile.miscselect(),
         attributes_reserved: !profile.attributes(),

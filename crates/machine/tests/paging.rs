@@ -113,7 +113,7 @@ fn a_swap_file_serves_as_well() {
         return;
     }
     let config = usgx_machine::MachineConfig {
-        epc_bytes: 128 * 4096,
+        epc_bytes: vec![128 * 4096],
         swap: Some(std::env::temp_dir()),
         ..usgx_machine::MachineConfig::default()
     };

@@ -65,7 +65,8 @@ fn the_numbers_of_a_known_workload_add_up() {
     assert_eq!((enclave.pages, enclave.initialized), (302, true), "with the SECS");
     assert_eq!(enclave.evicted_pages, stats.evictions - stats.loads);
     assert_eq!(stats.usgx_swapped_bytes, enclave.evicted_pages * 4096);
-    assert_eq!(stats.epc_total_pages - stats.epc_free_pages, enclave.epc_pages);
+    let roots = stats.va_pages - enclave.va_resident_pages;
+    assert_eq!(stats.epc_total_pages - stats.epc_free_pages, enclave.epc_pages + roots);
     assert!(stats.mapped_pages <= enclave.resident_pages);
     // The machine's, the user's, the client's and the enclave's counters are the same ones.
     assert_eq!((stats.users.len(), stats.users[0].counters), (1, stats.counters));
@@ -78,8 +79,8 @@ fn the_numbers_of_a_known_workload_add_up() {
     assert_eq!(counters.evictions, ways);
     let ends = counters.remaps + counters.fault_loads + counters.retries + counters.fault_failures;
     assert_eq!(counters.epc_faults, ends + counters.fault_augments);
-    let found = stats.pages_young + stats.pages_refused + stats.pages_kept + stats.pages_reclaimed;
-    assert_eq!(stats.pages_scanned, found);
+    let found = stats.pages_young + stats.pages_refused + stats.pages_needed + stats.pages_kept;
+    assert_eq!(stats.pages_scanned, found + stats.pages_reclaimed);
     // What is timed is what is counted.
     assert_eq!(stats.latencies.reclaim.count(), stats.reclaim_scans);
     assert!(stats.latencies.fault.count() > 0 && stats.latencies.fault.count() <= counters.epc_faults);

@@ -37,6 +37,12 @@ pub fn effective_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// The number of the processor that the calling thread runs on, which it may leave at any time.
+#[must_use]
+pub fn processor() -> usize {
+    rustix::thread::sched_getcpu()
+}
+
 /// Sets the permissions of a file by its path.
 ///
 /// # Errors

@@ -123,9 +123,9 @@ pub(crate) enum Command {
 /// The hardware of a machine.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Hardware {
-    /// Size of the EPC: 64M, 1G, ... [default: 128M]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) epc: Option<Size>,
+    /// Size of the EPC: 64M, 1G, ...; several, as 64M,64M, are sections on NUMA nodes of their own [default: 128M]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',')]
+    pub(crate) epc: Vec<Size>,
     /// Which processor: coffee-lake (SGX1 client), tiger-lake (SGX2 client), ice-lake-sp (SGX2 server, the default)
     /// or sapphire-rapids (the same with AEX-Notify)
     #[arg(long, value_name = "PROFILE")]
@@ -260,7 +260,7 @@ mod tests {
     fn a_programs_own_options_are_left_to_it() {
         let cli = Cli::try_parse_from(["usgx", "run", "--epc", "16M", "--", "ls", "--stats", "-l"]);
         let Command::Run(run) = cli.expect("it is valid").command else { panic!("run was asked for") };
-        assert_eq!(run.hardware.epc, Some(Size(16 << 20)));
+        assert_eq!(run.hardware.epc, [Size(16 << 20)]);
         assert_eq!(run.program, ["ls", "--stats", "-l"]);
         assert!(!run.stats);
     }

@@ -19,13 +19,15 @@ use crate::statistics::Statistics;
 const LEAST_EPC: Size = Size(256 << 10);
 /// More than any processor has; a typing error rather than a wish.
 const MOST_EPC: Size = Size(4 << 40);
+/// Linux takes note of no more.
+const MOST_SECTIONS: usize = 8;
 const PAGE_SIZE: u64 = 4096;
 
 /// What a machine is like.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// Size of the EPC; `None` for the default.
-    pub(crate) epc: Option<Size>,
+    /// Sizes of the EPC's sections; none for the default.
+    pub(crate) epc: Vec<Size>,
     /// Name of the processor's profile; `None` for the default.
     pub(crate) cpu: Option<String>,
     /// Directory for evicted pages; memory if there is none.
@@ -43,10 +45,18 @@ impl Config {
     ///
     /// What is wrong, and what would be right.
     pub(crate) fn check(&self) -> Result<()> {
-        let epc = self.epc.unwrap_or(LEAST_EPC);
-        ensure!(epc >= LEAST_EPC, "--epc: {epc} is too small; the smallest EPC is {LEAST_EPC}");
-        ensure!(epc <= MOST_EPC, "--epc: {epc} is too large; the largest EPC is {MOST_EPC}");
-        ensure!(epc.0.is_multiple_of(PAGE_SIZE), "--epc: {} bytes are not a number of 4 KiB pages", epc.0);
+        let (count, mut sum) = (self.epc.len(), Size(0));
+        ensure!(count <= MOST_SECTIONS, "--epc: {count} sections are too many; the most are {MOST_SECTIONS}");
+        for &epc in &self.epc {
+            ensure!(epc >= LEAST_EPC, "--epc: {epc} is too small; the smallest EPC is {LEAST_EPC}");
+            ensure!(
+                epc.0.is_multiple_of(PAGE_SIZE),
+                "--epc: {} bytes are not a number of 4 KiB pages",
+                epc.0
+            );
+            sum = Size(sum.0.saturating_add(epc.0));
+        }
+        ensure!(sum <= MOST_EPC, "--epc: {sum} is too large; the largest EPC is {MOST_EPC}");
         if let Some(directory) = &self.swap {
             ensure!(directory.is_dir(), "--swap: {} is not a directory", directory.display());
         }
@@ -61,8 +71,8 @@ impl Config {
 /// Why the machine cannot be.
 pub(crate) fn build(config: Config) -> Result<Machine> {
     let mut machine = MachineConfig { state_dir: state_dir(), swap: config.swap, ..MachineConfig::default() };
-    if let Some(epc) = config.epc {
-        machine.epc_bytes = epc.0;
+    if !config.epc.is_empty() {
+        machine.epc_bytes = config.epc.iter().map(|section| section.0).collect();
     }
     if let Some(Compat::Linux) = config.compat {
         machine.behaviour = Behaviour::linux();
@@ -153,11 +163,17 @@ mod tests {
 
     #[test]
     fn impossible_sizes_are_refused_with_the_possible_ones() {
-        let refusal = |bytes| {
-            let epc = Some(Size(bytes));
+        let refusals = |sections: &[u64]| {
+            let epc = sections.iter().copied().map(Size).collect();
             let config = Config { epc, cpu: None, swap: None, compat: None, fault_around: None };
             config.check().map_err(|error| error.to_string())
         };
+        let refusal = |bytes| refusals(&[bytes]);
+        assert_eq!(refusals(&[]), Ok(()));
+        assert_eq!(refusals(&[64 << 20; 8]), Ok(()));
+        assert!(refusals(&[64 << 20; 9]).expect_err("too many").contains('8'));
+        assert!(refusals(&[64 << 20, 4096]).expect_err("too small").contains("256 KiB"));
+        assert!(refusals(&[3 << 40, 3 << 40]).expect_err("too large").contains("4 TiB"));
         assert_eq!(refusal(64 << 20), Ok(()));
         assert!(refusal(4096).expect_err("too small").contains("256 KiB"));
         assert!(refusal(1 << 50).expect_err("too large").contains("4 TiB"));

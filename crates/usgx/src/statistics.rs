@@ -38,6 +38,10 @@ impl Statistics {
         let stats = &self.0;
         let (total, peak) = self.epc_bytes();
         let mut text = format!("EPC {} ({}), at most {} in use\n", Size(total), stats.profile, Size(peak));
+        for node in stats.nodes.iter().filter(|_| stats.nodes.len() > 1) {
+            let free = Size(node.usgx_free_bytes);
+            let _ = writeln!(text, "  node {}: {}, {free} of it free", node.node, Size(node.sgx_total_bytes));
+        }
         for (name, value, meaning) in [
             ("pages added", stats.pages_added, "by EADD and EAUG"),
             ("EPC faults", stats.epc_faults, "a page was touched that was not mapped"),

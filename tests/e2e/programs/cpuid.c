@@ -12,6 +12,7 @@ int main(int argc, char **argv)
 {
 	unsigned a, b, c, d;
 	unsigned long long epc = 0;
+	int sections = 0;
 
 	if (argc > 1 && !strcmp(argv[1], "host"))
 		return syscall(SYS_arch_prctl, 0x1012, 0) != 0;
@@ -27,9 +28,10 @@ int main(int argc, char **argv)
 		__cpuid_count(0x12, i, a, b, c, d);
 		if ((a & 0xf) != 1)
 			break;
+		sections++;
 		epc += ((unsigned long long)(d & 0xfffff) << 32) | (c & 0xfffff000);
 	}
-	printf("EPC %llu\n", epc);
+	printf("EPC %llu in %d sections\n", epc, sections);
 	__cpuid(1, a, b, c, d);
 	printf("SSE2 %u, XSAVE %u\n", d >> 26 & 1, c >> 26 & 1);
 	return 0;

@@ -23,8 +23,8 @@ fn with_secinfo(
 #[test]
 fn no_profile_shows_cet() {
     for profile in Profile::all() {
-        let attributes = profile.cpuid(1 << 20, 0x12, 1).expect("an override").apply([0; 4])[0];
-        let misc = profile.cpuid(1 << 20, 0x12, 0).expect("an override").apply([0; 4])[1];
+        let attributes = profile.cpuid(&[1 << 20], 0x12, 1).expect("an override").apply([0; 4])[0];
+        let misc = profile.cpuid(&[1 << 20], 0x12, 0).expect("an override").apply([0; 4])[1];
         assert_eq!((attributes & 1 << 6, misc & 2), (0, 0), "{}: CET and CPINFO", profile.name());
     }
 }

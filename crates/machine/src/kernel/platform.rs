@@ -8,6 +8,7 @@ use usgx_driver::Platform;
 
 use crate::clients::worker;
 use crate::sight::{Sight, timed};
+use crate::topology::Topology;
 
 /// The longest that a thread waits for a reclaim pass before it looks around: a pass that kicks nobody takes less.
 const WAIT_BOUND: Duration = Duration::from_millis(1);
@@ -23,8 +24,9 @@ struct Clock {
 }
 
 /// The machine's platform.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HostPlatform {
+    topology: Topology,
     clock: Mutex<Clock>,
     /// For `ksgxd`.
     alarm: Condvar,
@@ -34,6 +36,17 @@ pub(crate) struct HostPlatform {
 }
 
 impl HostPlatform {
+    /// The platform of a machine with this topology.
+    pub(crate) fn new(topology: Topology) -> Self {
+        Self {
+            topology,
+            clock: Mutex::default(),
+            alarm: Condvar::new(),
+            done: Condvar::new(),
+            sight: Arc::default(),
+        }
+    }
+
     /// What watches over everything that happens.
     pub(crate) fn sight(&self) -> &Arc<Sight> {
         &self.sight
@@ -102,6 +115,10 @@ impl Platform for HostPlatform {
     fn wake_waiters(&self) {
         self.clock.lock().passes += 1;
         self.done.notify_all();
+    }
+
+    fn current_node(&self) -> usize {
+        self.topology.current_node()
     }
 
     fn reclaim_begins(&self) {

@@ -47,12 +47,18 @@ pub fn skip() -> bool {
 
 /// A machine with so many EPC pages.
 pub fn machine(pages: u64) -> Machine {
+    machine_of(&[pages])
+}
+
+/// A machine with EPC sections of so many pages.
+pub fn machine_of(sections: &[u64]) -> Machine {
     if std::env::var_os("USGX_TEST_LOG").is_some() {
         let _ = tracing_subscriber::fmt()
             .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
             .try_init();
     }
-    Machine::new(MachineConfig { epc_bytes: pages * PAGE, ..MachineConfig::default() }).unwrap()
+    let epc_bytes = sections.iter().map(|pages| pages * PAGE).collect();
+    Machine::new(MachineConfig { epc_bytes, ..MachineConfig::default() }).unwrap()
 }
 
 /// A door to a machine: our end.

@@ -17,7 +17,7 @@ use crate::process::{self, Process};
 use crate::stage::{Link, Stage, User};
 
 /// Options of `usgx run` that are wrong, and what the message has to say.
-const WRONG: [(&str, &[&str]); 12] = [
+const WRONG: [(&str, &[&str]); 15] = [
     ("--epc 4K", &["too small", "256 KiB"]),
     ("--epc 0", &["too small", "256 KiB"]),
     ("--epc 300001", &["4 KiB pages"]),
@@ -26,6 +26,9 @@ const WRONG: [(&str, &[&str]); 12] = [
     ("--epc much", &["'much' is not a size", "64M"]),
     ("--epc -1", &["'-1' is not a size"]),
     ("--epc 1.5G", &["'1.5G' is not a size"]),
+    ("--epc 64M,4K", &["too small", "256 KiB"]),
+    ("--epc 3T,3T", &["too large", "4 TiB"]),
+    ("--epc 1M,1M,1M,1M,1M,1M,1M,1M,1M", &["9 sections", "the most are 8"]),
     ("--cpu pentium", &["pentium", "coffee-lake", "tiger-lake", "ice-lake-sp"]),
     ("--swap /nonexistent/swap", &["--swap", "/nonexistent/swap"]),
     ("--machine /nonexistent/socket", &["/nonexistent/socket", "usgx machine start"]),
