@@ -51,8 +51,17 @@ pub(crate) struct ThreadSlot {
     kick: OwnedFd,
     clock: Arc<FaultClock>,
     ending: AtomicBool,
-    /// An enclave, and the epoch up to which the thread counts as having left it.
-    left: Mutex<(u64, u64)>,
+    left: Mutex<Left>,
+}
+
+/// What counts instead of what the thread has written.
+#[derive(Clone, Copy, Debug, Default)]
+struct Left {
+    enclave: u64,
+    /// The epoch up to which the thread counts as having left the enclave.
+    epoch: u64,
+    /// The epoch that the thread had written when it last failed to answer a kick.
+    deaf_since: Option<u64>,
 }
 
 impl ThreadSlot {
@@ -98,18 +107,35 @@ impl ThreadSlot {
         if client.is_closed() {
             return None;
         }
-        let memory = client.region().slot(self.index);
-        let (enclave, entered) = memory.inside().filter(|(enclave, _)| *enclave == handle)?;
+        let entered = self.written_epoch(client, handle)?;
         // A thread in a call executes nothing of the enclave; its reply will count as a new entry.
-        if matches!(memory.load_turn(), turn::CALL | turn::UPCALL | turn::ANSWER) {
+        if matches!(client.region().slot(self.index).load_turn(), turn::CALL | turn::UPCALL | turn::ANSWER) {
             return None;
         }
-        let (left_enclave, left_epoch) = *self.left.lock();
-        Some(if left_enclave == enclave { entered.max(left_epoch) } else { entered })
+        let left = *self.left.lock();
+        Some(if left.enclave == handle { entered.max(left.epoch) } else { entered })
     }
 
     /// Counts the thread as having left the enclave and come back in `epoch`.
     pub(crate) fn write_off(&self, handle: u64, epoch: u64) {
-        *self.left.lock() = (handle, epoch);
+        *self.left.lock() = Left { enclave: handle, epoch, deaf_since: None };
+    }
+
+    /// The same for a thread that had `written` an epoch when it was sent a kick, and has not answered.
+    pub(crate) fn write_off_deaf(&self, handle: u64, epoch: u64, written: u64) {
+        *self.left.lock() = Left { enclave: handle, epoch, deaf_since: Some(written) };
+    }
+
+    /// The epoch that the thread has written, if it is inside the enclave. It writes a later one when it answers a kick.
+    pub(crate) fn written_epoch(&self, client: &Client, handle: u64) -> Option<u64> {
+        let (enclave, entered) = client.region().slot(self.index).inside()?;
+        (enclave == handle).then_some(entered)
+    }
+
+    /// Whether a kick is still waiting for the thread, which has `written` an epoch, since it did not answer one in time.
+    /// It has executed nothing meanwhile, as a signal comes before the next instruction: it is stopped, say.
+    pub(crate) fn is_deaf(&self, handle: u64, written: u64) -> bool {
+        let left = *self.left.lock();
+        left.enclave == handle && left.deaf_since == Some(written)
     }
 }

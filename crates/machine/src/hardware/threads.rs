@@ -57,22 +57,25 @@ fn for_each_inside(view: &View, mut f: impl FnMut(&Arc<Client>, &Arc<ThreadSlot>
 }
 
 /// Makes every thread that is inside leave once, and waits for that, but not for longer than the bound: after
-/// it, whoever is still there counts as having left. No lock is held.
+/// it, whoever is still there counts as having left; and at once, while that kick is waiting for it. So a stopped thread
+/// costs the bound once, not for each batch of its enclave's pages. No lock is held.
 pub(crate) fn kick(view: &View) {
-    let epoch = view.epoch();
-    let is_old = |slot: &ThreadSlot, client: &Client| {
-        slot.inside(client, view.id().0).is_some_and(|entered| entered < epoch)
-    };
+    let (id, epoch) = (view.id().0, view.epoch());
+    let is_old =
+        |slot: &ThreadSlot, client: &Client| slot.inside(client, id).is_some_and(|entered| entered < epoch);
     let mut targets = Vec::new();
     for_each_inside(view, |client, slot, entered| {
-        if entered < epoch {
-            slot.kick();
-            targets.push((Arc::clone(client), Arc::clone(slot)));
+        let Some(written) = slot.written_epoch(client, id).filter(|_| entered < epoch) else { return };
+        slot.kick();
+        if slot.is_deaf(id, written) {
+            slot.write_off_deaf(id, epoch, written);
+        } else {
+            targets.push((Arc::clone(client), Arc::clone(slot), written));
         }
     });
     let start = Instant::now();
     loop {
-        targets.retain(|(client, slot)| !client.is_closed() && is_old(slot, client));
+        targets.retain(|(client, slot, _)| !client.is_closed() && is_old(slot, client));
         if targets.is_empty() {
             return;
         }
@@ -81,8 +84,8 @@ pub(crate) fn kick(view: &View) {
         }
         std::thread::sleep(KICK_NAP);
     }
-    for (client, slot) in targets {
+    for (client, slot, written) in targets {
         tracing::debug!(pid = client.credentials().pid, tid = slot.tid(), "a thread does not answer a kick");
-        slot.write_off(view.id().0, epoch);
+        slot.write_off_deaf(id, epoch, written);
     }
 }
