@@ -121,17 +121,12 @@ impl Process {
 
     /// How often its standard output contains a text by now.
     pub(crate) fn count(&self, text: &str) -> usize {
-        self.stdout.look(|state| String::from_utf8_lossy(&state.bytes).matches(text).count())
+        self.stdout.text().matches(text).count()
     }
 
     /// Its standard output so far.
     pub(crate) fn text(&self) -> String {
-        self.stdout.look(|state| String::from_utf8_lossy(&state.bytes).into_owned())
-    }
-
-    /// Its standard output by now.
-    pub(crate) fn text_so_far(&self) -> String {
-        self.stdout.look(|state| String::from_utf8_lossy(&state.bytes).into_owned())
+        self.stdout.text()
     }
 
     /// Waits for its end, and kills it when time is up.
@@ -171,6 +166,11 @@ impl Process {
         Ok(Outcome { status, stdout: take(&self.stdout), stderr: take(&self.stderr), pid: self.child.id() })
     }
 
+    /// Whether a panic has left its message on standard error.
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.stderr.text().contains(" panicked at ")
+    }
+
     /// Processes that carry this one's mark, as `PID NAME`.
     pub(crate) fn left_over(&self) -> Vec<String> {
         left_over(&self.mark)
@@ -182,8 +182,7 @@ impl Process {
     }
 
     fn so_far(&self) -> String {
-        let text = |stream: &Stream| stream.look(|state| String::from_utf8_lossy(&state.bytes).into_owned());
-        format!("--- stdout so far\n{}--- stderr so far\n{}", text(&self.stdout), text(&self.stderr))
+        format!("--- stdout so far\n{}--- stderr so far\n{}", self.stdout.text(), self.stderr.text())
     }
 
     fn as_pid(&self) -> Result<Pid> {
@@ -206,6 +205,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // A test that failed by what the panic has caused would not tell of it.
+        if self.has_panicked() {
+            eprintln!("`{}` has panicked\n{}", self.shown, self.so_far());
+        }
         self.kill_all();
     }
 }
@@ -227,6 +230,10 @@ impl Stream {
             reader.changed.notify_all();
         });
         stream
+    }
+
+    fn text(&self) -> String {
+        self.look(|state| String::from_utf8_lossy(&state.bytes).into_owned())
     }
 
     fn look<T>(&self, look: impl FnOnce(&mut StreamState) -> T) -> T {

@@ -502,7 +502,7 @@ fn stepped(stage: &Stage, user: User, more: &[&str]) -> Result<Verdict> {
     let mut program = stage.run(user, &[], stage.program("inside", Link::Dynamic));
     let mut program = Process::start(program.arg(stage.key()).arg("stepped").args(more))?;
     program.wait_for("\n", SHORT)?;
-    let line = program.text_so_far();
+    let line = program.text();
     let mut stepper = stage.command(user, stage.program("stepper", Link::Static));
     stepper.arg(program.pid().to_string()).args(line.split_whitespace());
     let outcome = process::run(&mut stepper, b"", LONG)?;

@@ -112,11 +112,14 @@ impl Machine {
                 return false;
             };
             let used = number(status, "epc_total_pages").saturating_sub(number(status, "epc_free_pages"));
+            // The machine's own: a root VA page is at hand for enclaves that become idle.
+            let roots = number(status, "va_pages").saturating_sub(number(enclave, "va_resident_pages"));
             // A page is mapped or in a frame; the one thread control structure that it has entered is both.
             let placed = number(status, "frames").saturating_add(number(status, "mapped_pages"));
             client["pid"] == pid
                 && enclave["pid"] == pid
-                && used == number(enclave, "epc_pages")
+                && roots <= 1
+                && used == number(enclave, "epc_pages") + roots
                 && placed == used + 1
                 && number(status, "backing_pages") == number(enclave, "evicted_pages")
                 && number(status, "leaked_pages") == 0
@@ -133,6 +136,7 @@ impl Machine {
                 && status["clients"].as_array().is_some_and(Vec::is_empty)
         })?;
         ensure!(number(&status, "leaked_pages") == 0, "pages were lost: {status}");
+        ensure!(!self.process.has_panicked(), "the machine has panicked");
         Ok(())
     }
 
