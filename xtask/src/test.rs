@@ -107,7 +107,8 @@ impl Step {
                 Ok(check(workspace.cargo(&arguments).arg(workspace.target.join("nostd"))))
             }
             Step::Unit => {
-                let arguments = ["test", "--workspace", "--no-fail-fast", "--", "--show-output", "--format=pretty"];
+                let arguments =
+                    ["test", "--workspace", "--no-fail-fast", "--", "--show-output", "--format=pretty"];
                 run_counted(&mut workspace.cargo(&arguments))
             }
             Step::Bench => {

@@ -209,10 +209,6 @@ fn stopped(stage: &Stage, user: User) -> Result<Verdict> {
         for process in [counter, sleeper] {
             end_by_kill(process)?;
         }
-        println!(
-            "T {without:.0?} {beside:.0?} kicks {} {} waits {}",
-            st["kicks"], st["latencies"]["kick"], st["latencies"]["wait"]
-        );
         ratios.push(without.as_secs_f64() / beside.as_secs_f64());
     }
     end_by_kill(other)?;
