@@ -3,7 +3,7 @@
 //! A filter is inherited by everything that the program starts, and survives `execve`, so there are two. The
 //! first is installed once for a run and concerns every program: opens, SGX's ioctls, signals, forks. The second
 //! makes the calls trap that change mappings; only a process that uses enclaves pays for it, from the moment it
-//! opens the device ([`arm_memory`]). Debuggers get a few more ([`watch`], [`watch_signals`]).
+//! opens the device ([`arm_memory`]). Debuggers get more ([`watch`]).
 //!
 //! Call numbers are looked at before anything else: the kernel then sees that all other calls pass whatever their
 //! arguments, and does not run the filter for them at all. Calls from the runtime's image always pass.
@@ -295,7 +295,9 @@ fn of_run() -> Assembler {
         a.check();
         a.allow();
     });
-    for (number, index) in [(nr::CLOSE, 0), (nr::DUP2, 1), (nr::DUP3, 1)] {
+    for (number, index) in
+        [(nr::CLOSE, 0), (nr::DUP2, 1), (nr::DUP3, 1), (nr::DUP, 0), (nr::FCNTL, 0), (nr::FSTAT, 0)]
+    {
         a.trap_reserved(number, index);
     }
     for (number, index) in
@@ -410,15 +412,6 @@ fn of_transfers(fd: Option<u32>) -> Assembler {
         }
     }
     a
-}
-
-/// Makes the calls trap by which a thread signals itself, in the calling thread.
-pub fn watch_signals() -> Result<(), i64> {
-    let mut a = Assembler::new();
-    for number in [nr::KILL, nr::TKILL, nr::TGKILL, nr::RT_SIGQUEUEINFO, nr::RT_TGSIGQUEUEINFO] {
-        a.trap(number);
-    }
-    load(a.finish(), 0)
 }
 
 /// The lock taken while a later filter is installed, for fork.

@@ -8,7 +8,7 @@ use core::arch::naked_asm;
 use core::sync::atomic::Ordering;
 
 use usgx_wire::boot::{self, Boot};
-use usgx_wire::place::{RUNTIME_BASE, RUNTIME_END, VDSO_BASE};
+use usgx_wire::place::{RUNTIME_BASE, RUNTIME_END, VDSO_BASE, VDSO_SIZE};
 
 use crate::arch::syscall::nr;
 use crate::arch::{close, complain, fatal, getpid};
@@ -111,8 +111,9 @@ fn stop_for_parent() {
     }
 }
 
-/// Gives code, constants and data their protections.
+/// Gives code, constants, data and the vDSO image their protections.
 fn protect_image() {
+    const PROT_NONE: u64 = 0;
     const PROT_READ: u64 = 1;
     const PROT_READ_WRITE: u64 = 3;
     const PROT_READ_EXEC: u64 = 5;
@@ -124,6 +125,8 @@ fn protect_image() {
             sys!(nr::MPROTECT, text, text_end - text, PROT_READ_EXEC),
             sys!(nr::MPROTECT, text_end, data - text_end, PROT_READ),
             sys!(nr::MPROTECT, data, data_end - data, PROT_READ_WRITE),
+            sys!(nr::MPROTECT, data_end, VDSO_BASE - data_end, PROT_NONE),
+            sys!(nr::MPROTECT, VDSO_BASE, VDSO_SIZE, PROT_READ_EXEC),
         ]
     };
     if results.iter().any(|result| *result < 0) {

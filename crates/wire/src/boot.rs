@@ -60,12 +60,21 @@ pub const EXIT_NOTICE: u32 = 3;
 /// [`ExecRequest::kind`]: as [`EXEC_BEGIN`], and the new image asks its parent to trace it ([`flags::TRACE_ME`]).
 pub const EXEC_TRACED: u32 = 4;
 
+/// [`ExecRequest::kind`]: a tracer of the run asks whether the process `tid`, which it traces, has announced an
+/// `execve` and waits for a runtime since.
+pub const EXEC_AWAITED: u32 = 5;
+/// [`ExecRequest::kind`]: the process `tid`, which the sender traces and has announced its `execve`, has its new image,
+/// and memory mapped where the runtime belongs: fill it. `rip` and `rsp` are the registers with which the kernel would
+/// start it. The answer says where to start it instead.
+pub const EXEC_INHERIT: u32 = 6;
+
 /// A message to the attendant. It carries one descriptor (`SCM_RIGHTS`): one end of a fresh socket pair, on
 /// which the attendant answers with one [`ExecAnswer`], so that many processes can share the socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ExecRequest {
-    /// One of [`EXEC_BEGIN`], [`EXEC_FAILED`], [`EXIT_NOTICE`], [`EXEC_TRACED`].
+    /// One of [`EXEC_BEGIN`], [`EXEC_FAILED`], [`EXIT_NOTICE`], [`EXEC_TRACED`], [`EXEC_AWAITED`],
+    /// [`EXEC_INHERIT`].
     pub kind: u32,
     /// The process, as it sees itself.
     pub pid: u32,
@@ -74,6 +83,10 @@ pub struct ExecRequest {
     /// [`EXEC_BEGIN`], [`EXEC_TRACED`]: signals that the program blocks and the kernel does not know to be blocked, bit `n - 1`
     /// for signal `n`: the new image inherits them.
     pub blocked: u32,
+    /// [`EXEC_INHERIT`]: the instruction pointer.
+    pub rip: u64,
+    /// [`EXEC_INHERIT`]: the stack pointer.
+    pub rsp: u64,
 }
 
 /// The attendant's answer.
@@ -82,7 +95,14 @@ pub struct ExecRequest {
 pub struct ExecAnswer {
     /// 0, or a negative errno: the thread could not be seized.
     pub status: i32,
+    /// Zero.
+    pub reserved: u32,
+    /// [`EXEC_INHERIT`]: the runtime's entry point.
+    pub entry: u64,
+    /// [`EXEC_INHERIT`]: signals that the new image finds blocked beside those of the kernel's mask.
+    pub blocked: u64,
 }
 
 const _: () = assert!(size_of::<Boot>() == 56);
-const _: () = assert!(size_of::<ExecRequest>() == 16);
+const _: () = assert!(size_of::<ExecRequest>() == 32);
+const _: () = assert!(size_of::<ExecAnswer>() == 24);

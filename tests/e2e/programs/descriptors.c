@@ -1,6 +1,6 @@
 /*
  * Programs that close what they do not know. Modes: "close-range", "close-all" (one by one), "lowest" (a new
- * descriptor gets the lowest free number), "duplicates" (dup2 to high numbers). After each it opens a file, forks
+ * descriptor gets the lowest free number), "duplicates" (dup2 to high numbers), "look" (at every number). After each it opens a file, forks
  * and runs a shell: nothing that anybody needs may be gone.
  */
 #define _GNU_SOURCE
@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -30,6 +31,17 @@ int main(int argc, char **argv)
 				printf("dup2 to %d: %s\n", i, strerror(errno));
 		for (int i = 3; i < 300; i++)
 			close(i);
+	} else if (!strcmp(mode, "look")) {
+		struct stat about;
+		int flags = 0, stats = 0, paths = 0, copies = 0;
+
+		for (int i = 3; i < 4096; i++) {
+			flags += fcntl(i, F_GETFD) >= 0;
+			stats += !syscall(SYS_fstat, i, &about);
+			paths += !fstatat(i, "", &about, AT_EMPTY_PATH);
+			copies += dup(i) >= 0;
+		}
+		printf("there are %d, %d, %d, %d\n", flags, stats, paths, copies);
 	}
 	int first = open("/dev/null", O_RDONLY), second = dup(first);
 

@@ -112,6 +112,7 @@ pub mod nr {
     pub const SCHED_YIELD: u64 = 24;
     pub const MREMAP: u64 = 25;
     pub const MADVISE: u64 = 28;
+    pub const DUP: u64 = 32;
     pub const DUP2: u64 = 33;
     pub const GETPID: u64 = 39;
     pub const RECVFROM: u64 = 45;
@@ -125,6 +126,7 @@ pub mod nr {
     pub const VFORK: u64 = 58;
     pub const EXECVE: u64 = 59;
     pub const EXIT: u64 = 60;
+    pub const WAIT4: u64 = 61;
     pub const KILL: u64 = 62;
     pub const FCNTL: u64 = 72;
     pub const GETCWD: u64 = 79;
@@ -147,6 +149,7 @@ pub mod nr {
     pub const FUTEX: u64 = 202;
     pub const GETDENTS64: u64 = 217;
     pub const EXIT_GROUP: u64 = 231;
+    pub const WAITID: u64 = 247;
     pub const TGKILL: u64 = 234;
     pub const OPENAT: u64 = 257;
     pub const NEWFSTATAT: u64 = 262;

@@ -2,7 +2,8 @@
 //!
 //! The kernel's *syscall user dispatch* is set up for each thread that enters enclaves: a byte says whether
 //! system calls from outside of the runtime's image are let through or raise SIGSYS instead. It blocks exactly
-//! while the thread is inside. Some library operating systems live from that `#UD`: they run programs in
+//! while the thread is inside (and while one that is about to be traced has to be watched, see
+//! [`crate::syscalls::debug`]). Some library operating systems live from that `#UD`: they run programs in
 //! enclaves whose system calls they emulate. Where the kernel has no such dispatch, a system call made inside
 //! an enclave is carried out, which hardware would not do.
 
@@ -11,7 +12,7 @@ use core::sync::atomic::Ordering;
 use usgx_wire::place;
 
 use super::exception::{Exception, Verdict, raise};
-use super::mode::SELECTOR_ALLOW;
+use super::mode::{SELECTOR_ALLOW, SELECTOR_BLOCK};
 use crate::arch::syscall::nr;
 use crate::signals::frame::{SigInfo, Ucontext};
 use crate::sys;
@@ -43,6 +44,20 @@ pub(super) fn enable(thread: &mut Thread) {
         )
     };
     mode.dispatch = result == 0;
+}
+
+/// Has the kernel hand over all system calls of this thread, which is outside; false where it cannot.
+pub fn block_calls(thread: &mut Thread) -> bool {
+    enable(thread);
+    if thread.enclave.dispatch {
+        thread.enclave.selector.store(SELECTOR_BLOCK, Ordering::Relaxed);
+    }
+    thread.enclave.dispatch
+}
+
+/// Lets them through again.
+pub fn allow_calls(thread: &Thread) {
+    thread.enclave.selector.store(SELECTOR_ALLOW, Ordering::Relaxed);
 }
 
 /// Takes a system call that was tried inside an enclave.

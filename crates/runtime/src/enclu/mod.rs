@@ -32,7 +32,7 @@ mod mode;
 mod segments;
 mod vdso;
 
-pub use dispatch::SYS_USER_DISPATCH;
+pub use dispatch::{SYS_USER_DISPATCH, allow_calls, block_calls};
 pub use exception::Verdict;
 pub use fault::on_fault;
 pub use mode::Mode;

@@ -24,7 +24,7 @@ const CLEARED_FLAGS: u64 = 0x400 | 0x1_0000 | 0x100;
 
 /// Hands a synchronous exception to the program: its handler, or its end, as Linux would.
 pub fn deliver_sync(thread: &mut Thread, uc: &mut Ucontext, sig: i32, info: &SigInfo) {
-    if debug::be_traced_now(thread) {
+    if debug::wants_tracer(thread) && debug::be_traced_now(thread) {
         debug::raise_again(uc, sig);
         return;
     }

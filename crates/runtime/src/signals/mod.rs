@@ -75,6 +75,13 @@ extern "C" fn on_signal(sig: i32, info: *mut SigInfo, uc: *mut Ucontext) {
         signum::SIGSYS if info.code == SYS_SECCOMP && info.errno == filter::TRAP_DATA => {
             syscalls::on_trap(thread, info.syscall(), uc);
         }
+        signum::SIGSYS
+            if info.code == enclu::SYS_USER_DISPATCH
+                && syscalls::debug::wants_tracer(thread)
+                && !enclu::is_inside(thread) =>
+        {
+            syscalls::debug::on_call(thread, info, uc);
+        }
         signum::SIGSYS if info.code == enclu::SYS_USER_DISPATCH => on_exception(thread, sig, info, uc),
         signum::SIGSYS if !info.by_kernel() && filter::has_trapped(uc) => {
             // One that was pending has swallowed the trap's.

@@ -10,9 +10,11 @@ use core::sync::atomic::Ordering;
 use usgx_wire::channel::{Request, op};
 use usgx_wire::slot::{DEBUG_MAX, NR_WORDS, call, debug};
 
+use super::tracer;
 use crate::arch::close;
 use crate::arch::syscall::{errno, nr, on_behalf};
-use crate::signals::frame::{Ucontext, signum};
+use crate::enclu;
+use crate::signals::frame::{SigInfo, Ucontext, signum};
 use crate::thread::Thread;
 use crate::{filter, link, procfs, sys, usercopy};
 
@@ -21,8 +23,20 @@ const PEEKTEXT: u64 = 1;
 const PEEKDATA: u64 = 2;
 const POKETEXT: u64 = 4;
 const POKEDATA: u64 = 5;
+const CONT: u64 = 7;
+const SINGLESTEP: u64 = 9;
+const DETACH: u64 = 17;
+const SYSCALL: u64 = 24;
+const SYSEMU: u64 = 31;
+const SYSEMU_SINGLESTEP: u64 = 32;
+const SINGLEBLOCK: u64 = 33;
 const GETEVENTMSG: u64 = 0x4201;
+const SEIZE: u64 = 0x4206;
+/// `PTRACE_O_TRACEEXEC`.
+const TRACEEXEC: u64 = 0x10;
 const WORD: usize = 8;
+/// Bytes of SYSCALL, which the kernel has stepped over.
+const SYSCALL_LEN: u64 = 2;
 
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 
@@ -31,24 +45,48 @@ pub fn ptrace(thread: &mut Thread, args: [u64; 6]) -> i64 {
     match args[0] {
         TRACEME => trace_me(thread),
         PEEKTEXT | PEEKDATA | POKETEXT | POKEDATA => move_word(thread, args),
+        // Every way to let a process run on; of one that is told to listen nothing runs.
+        CONT | SINGLESTEP | DETACH | SYSCALL | SYSEMU | SYSEMU_SINGLESTEP | SINGLEBLOCK => {
+            tracer::prepare(args[1]);
+            // SAFETY: the program's own call.
+            unsafe { on_behalf(nr::PTRACE, args) }
+        }
+        SEIZE => {
+            let [request, pid, address, options, ..] = args;
+            // Without this event a new image would run on at once.
+            // SAFETY: the program's own call.
+            unsafe { on_behalf(nr::PTRACE, [request, pid, address, options | TRACEEXEC, 0, 0]) }
+        }
         // SAFETY: the program's own call.
         _ => unsafe { on_behalf(nr::PTRACE, args) },
     }
 }
 
-/// `PTRACE_TRACEME`: takes effect with the next image, or before the thread sends itself a signal or raises an exception. From the call on
-/// each trapped call would stop the thread, for a parent that expects nothing of it (and in a vfork waits for the
-/// new image).
+/// `PTRACE_TRACEME`: takes effect with the next image, or before the thread sends itself a signal or raises an
+/// exception. From the call on each trapped call would stop the thread, for a parent that expects nothing of it (and
+/// in a vfork waits for the new image). Until then the kernel hands over all calls of the thread ([`on_call`]), since
+/// unlike a filter that can be ended.
 fn trace_me(thread: &mut Thread) -> i64 {
-    let wish = &thread.process().trace_me;
-    if wish.load(Ordering::Relaxed) != 0 || procfs::is_traced() {
+    if wants_tracer(thread) || procfs::is_traced() {
         return -errno::EPERM;
     }
-    if let Err(error) = filter::watch_signals() {
-        return -error;
+    if !enclu::block_calls(thread) {
+        // SAFETY: no memory is touched.
+        return unsafe { sys!(nr::PTRACE, TRACEME) };
     }
-    wish.store(1, Ordering::Relaxed);
+    thread.process().trace_me.store(1, Ordering::Relaxed);
     0
+}
+
+/// A call of a thread that wants a tracer. One that signals is made with it, by the program's own instruction.
+pub fn on_call(thread: &mut Thread, info: &SigInfo, uc: &mut Ucontext) {
+    match info.syscall() {
+        nr::KILL | nr::TKILL | nr::TGKILL | nr::RT_SIGQUEUEINFO | nr::RT_TGSIGQUEUEINFO => {
+            be_traced_now(thread);
+            uc.mcontext.rip -= SYSCALL_LEN;
+        }
+        number => super::on_trap(thread, number, uc),
+    }
 }
 
 /// Whether the program has asked its parent to trace it, and the kernel does not know yet.
@@ -57,7 +95,8 @@ pub fn wants_tracer(thread: &Thread) -> bool {
 }
 
 /// Lets the parent trace the process from here on, if it wants that and does not do so yet; whether it does now.
-pub fn be_traced_now(thread: &Thread) -> bool {
+pub fn be_traced_now(thread: &mut Thread) -> bool {
+    enclu::allow_calls(thread);
     thread.process().trace_me.swap(0, Ordering::Relaxed) != 0
         // SAFETY: no memory is touched.
         && unsafe { sys!(nr::PTRACE, TRACEME) == 0 }

@@ -4,7 +4,10 @@
 //! program's context, with the program's mask, so that the new image inherits exactly that; which of the runtime's
 //! signals the program blocks, the attendant is told. Handlers are reset by the kernel; a signal that the program ignores must be ignored by the kernel, too.
 
-use usgx_wire::boot::{EXEC_BEGIN, EXEC_FAILED, EXEC_TRACED, EXIT_NOTICE, ExecAnswer, ExecRequest, flags};
+use usgx_wire::boot::{
+    EXEC_AWAITED, EXEC_BEGIN, EXEC_FAILED, EXEC_INHERIT, EXEC_TRACED, EXIT_NOTICE, ExecAnswer, ExecRequest,
+    flags,
+};
 
 use super::{debug, stubs};
 use crate::arch::syscall::{errno, nr, on_behalf};
@@ -20,16 +23,31 @@ const PR_GET_DUMPABLE: u64 = 3;
 const PR_SET_DUMPABLE: u64 = 4;
 const PR_SET_PTRACER: u64 = 0x5961_6d61;
 
-/// Asks the attendant; `Ok` if it agrees.
+/// Asks the attendant on behalf of the calling thread; `Ok` if it agrees.
 fn ask(kind: u32, blocked: u32) -> Result<(), i64> {
-    let boot = BOOT.get();
+    request(&ExecRequest { kind, pid: getpid(), tid: gettid(), blocked, rip: 0, rsp: 0 }).map(|_| ())
+}
+
+/// Makes a request of the attendant, and waits for its answer.
+fn request(request: &ExecRequest) -> Result<ExecAnswer, i64> {
     let [ours, theirs] = link::socket_pair()?;
-    let request = ExecRequest { kind, pid: getpid(), tid: gettid(), blocked };
-    let mut answer = ExecAnswer { status: 0 };
-    let result = link::ask(boot.attendant_fd, &request, theirs, ours, &mut answer);
+    let mut answer = ExecAnswer { status: 0, reserved: 0, entry: 0, blocked: 0 };
+    let result = link::ask(BOOT.get().attendant_fd, request, theirs, ours, &mut answer);
     close(ours);
     result?;
-    if answer.status < 0 { Err(-i64::from(answer.status)) } else { Ok(()) }
+    if answer.status < 0 { Err(-i64::from(answer.status)) } else { Ok(answer) }
+}
+
+/// Whether a process that the calling thread traces has announced an `execve`, and has had no runtime since.
+pub fn is_awaited(tracee: u32) -> bool {
+    let question = ExecRequest { kind: EXEC_AWAITED, pid: getpid(), tid: tracee, blocked: 0, rip: 0, rsp: 0 };
+    request(&question).is_ok()
+}
+
+/// Has the attendant write the runtime into a process that the calling thread traces, where its memory is mapped
+/// already; the process is about to start at `rip` with the stack pointer `rsp`.
+pub fn ask_for_runtime(tracee: u32, rip: u64, rsp: u64) -> Result<ExecAnswer, i64> {
+    request(&ExecRequest { kind: EXEC_INHERIT, pid: getpid(), tid: tracee, blocked: 0, rip, rsp })
 }
 
 /// `execve`, `execveat`. Returns what RAX becomes.
@@ -48,7 +66,7 @@ pub fn execve(uc: &mut Ucontext, number: u64, args: [u64; 6]) -> i64 {
     if ask(kind, blocked).is_err() {
         complain(
             "usgx: cannot run a new program: the process that puts the runtime into it is gone or may not \
-             trace this one (is another debugger attached?)\n",
+             trace this one (a debugger that is attached must be started by usgx run, too)\n",
         );
         return -errno::EPERM;
     }

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod sandbox;
 pub mod spawn;
 pub mod stubs;
+pub mod tracer;
 
 use crate::arch::syscall::{errno, nr, on_behalf};
 use crate::process::{self, BOOT};
@@ -41,6 +42,12 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
             let opened = devices::open(number, args).or_else(|| debug::open(number, args));
             opened.unwrap_or_else(|| masks::plain(uc, number, args))
         }
+        nr::CLOSE | nr::DUP | nr::FCNTL | nr::FSTAT | nr::NEWFSTATAT | nr::STATX
+            if process::is_own(args[0] as i32) =>
+        {
+            -errno::EBADF
+        }
+        nr::DUP2 | nr::DUP3 if process::is_own(args[1] as i32) => -errno::EBADF,
         nr::STAT | nr::LSTAT | nr::NEWFSTATAT | nr::STATX => {
             devices::stat(number, args).unwrap_or_else(|| forward(number, args))
         }
@@ -74,8 +81,6 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
             forward(number, args)
         }
 
-        nr::CLOSE if process::is_own(args[0] as i32) => -errno::EBADF,
-        nr::DUP2 | nr::DUP3 if process::is_own(args[1] as i32) => -errno::EBADF,
         nr::CLOSE_RANGE => close_range(args),
         nr::SECCOMP => sandbox::seccomp(args),
         nr::PRCTL => sandbox::prctl(args),
@@ -87,9 +92,8 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
             debug::transfer(thread, number, args, true).unwrap_or_else(|| masks::plain(uc, number, args))
         }
         nr::KILL | nr::TKILL | nr::TGKILL | nr::RT_SIGQUEUEINFO | nr::RT_TGSIGQUEUEINFO => {
-            let traced = debug::be_traced_now(thread) || procfs::is_traced();
             // A tracer sees what the kernel delivers.
-            let sent = if traced { None } else { post::send(thread, number, args) };
+            let sent = if procfs::is_traced() { None } else { post::send(thread, number, args) };
             sent.unwrap_or_else(|| forward(number, args))
         }
         nr::ARCH_PRCTL => match args[0] {
@@ -97,7 +101,7 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
             ARCH_SET_CPUID => -errno::ENODEV,
             _ => forward(number, args),
         },
-        _ => forward(number, args),
+        _ => masks::plain(uc, number, args),
     }
 }
 

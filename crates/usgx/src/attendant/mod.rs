@@ -129,6 +129,13 @@ impl Attendant {
                     let status = self.tracees.release(thread);
                     reply.answer(status);
                 }
+                Event::ExecAwaited(traced, reply) => {
+                    let status = self.tracees.is_awaited(traced);
+                    reply.answer(status);
+                }
+                Event::ExecInherit(traced, registers, reply) => {
+                    reply.answer_start(self.tracees.fill(traced, registers));
+                }
                 Event::ExitNotice(reply) => {
                     self.finish_report();
                     reply.answer(0);

@@ -2,15 +2,21 @@
 //!
 //! A thread is seized while it waits for the attendant's answer. It then reports its new image, or that it has
 //! failed, or its death. Signals on the way are passed on, and stops of job control are left as they are.
+//!
+//! A thread that a program of the run traces cannot be seized. Its tracer then holds it at its new image, and asks for
+//! the runtime.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write as _;
 
 use anyhow::{Result, bail};
 use usgx_sys::attendant;
 use usgx_sys::ptrace::{self, Stop, Tid};
 
+use usgx_wire::place;
+
+use super::requests::{Start, Traced};
 use crate::inject::{Injector, Legacy, Refusal};
 
 const EPERM: i32 = 1;
@@ -23,6 +29,9 @@ pub(super) struct Tracees {
     injector: Injector,
     /// Threads that are seized, and what is for their new images.
     seized: HashMap<Tid, Legacy>,
+    /// Processes that another program of the run traces, from the announcement of an `execve` until that program
+    /// asks for the new image's runtime.
+    lent: HashMap<Tid, Legacy>,
     /// The run's first process, until it has its image.
     first: Option<Tid>,
 }
@@ -38,8 +47,8 @@ impl Tracees {
             let tracer = tracer_of(pid);
             match tracer {
                 Some(other) => bail!(
-                    "process {other} already traces the program, and only one can; start the tracer inside \
-                     instead, attached to the running program (gdb -p PID, strace -p PID)"
+                    "process {other} already traces the program, and only one can; start the tracer inside of the \
+                     run instead: usgx run -- strace PROG"
                 ),
                 None => bail!(
                     "the kernel does not let usgx trace the program at its start ({error}); \
@@ -47,7 +56,12 @@ impl Tracees {
                 ),
             }
         }
-        Ok(Self { injector, seized: HashMap::from([(pid, Legacy::default())]), first: Some(pid) })
+        Ok(Self {
+            injector,
+            seized: HashMap::from([(pid, Legacy::default())]),
+            lent: HashMap::new(),
+            first: Some(pid),
+        })
     }
 
     /// Seizes a thread that is about to call `execve`; 0 or a negative errno.
@@ -62,7 +76,36 @@ impl Tracees {
                 self.seized.insert(tid, legacy);
                 0
             }
-            Err(error) => -error.raw_os_error().unwrap_or(EPERM),
+            Err(error) => {
+                let tracer = tracer_of(tid).filter(|&tracer| is_of_the_run(tracer));
+                let (Some(process), Some(_)) = (process_of(tid), tracer) else {
+                    return -error.raw_os_error().unwrap_or(EPERM);
+                };
+                self.lent.retain(|&pid, _| is_alive(pid));
+                self.lent.insert(process, legacy);
+                0
+            }
+        }
+    }
+
+    /// Whether a process has announced an `execve` and waits for its tracer's help: 0, or a negative errno.
+    pub(super) fn is_awaited(&self, traced: Traced) -> i32 {
+        let is_lent = self.lent.contains_key(&traced.pid);
+        if is_lent && tracer_of(traced.pid).and_then(process_of) == Some(traced.tracer) { 0 } else { -ESRCH }
+    }
+
+    /// Puts the runtime into a new image that its tracer holds; how to start it, or a negative errno.
+    pub(super) fn fill(&mut self, traced: Traced, [rip, rsp]: [u64; 2]) -> Result<Start, i32> {
+        if self.is_awaited(traced) != 0 {
+            return Err(-ESRCH);
+        }
+        let legacy = self.lent.remove(&traced.pid).unwrap_or_default();
+        match self.injector.fill(traced.pid, rip, rsp, false, legacy) {
+            Ok(entry) => Ok(Start { entry, blocked: legacy.blocked }),
+            Err(error) => {
+                explain(traced.pid, &format!("usgx: process {} cannot run here: {error:#}\n", traced.pid));
+                Err(-EIO)
+            }
         }
     }
 
@@ -70,6 +113,7 @@ impl Tracees {
     pub(super) fn release(&mut self, thread: Option<Tid>) -> i32 {
         let Some(tid) = thread else { return -ESRCH };
         if self.seized.remove(&tid).is_none() {
+            process_of(tid).and_then(|pid| self.lent.remove(&pid));
             return 0;
         }
         let released = || -> std::io::Result<()> {
@@ -148,9 +192,28 @@ fn explain(pid: Tid, message: &str) {
     tracing::error!("{message}");
 }
 
-/// Who traces a process, if anybody.
-fn tracer_of(pid: Tid) -> Option<Tid> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
-    line.trim().parse().ok().filter(|&tracer| tracer != 0)
+/// The thread that traces another, if any does.
+fn tracer_of(tid: Tid) -> Option<Tid> {
+    status_number(tid, "TracerPid:").filter(|&tracer| tracer != 0)
+}
+
+/// The process that a thread belongs to.
+fn process_of(tid: Tid) -> Option<Tid> {
+    status_number(tid, "Tgid:")
+}
+
+fn status_number(tid: Tid, field: &str) -> Option<Tid> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(field))?.trim().parse().ok()
+}
+
+fn is_alive(pid: Tid) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap_or(false)
+}
+
+/// Whether a process has the runtime, so that it helps where it traces.
+fn is_of_the_run(pid: Tid) -> bool {
+    let runtime = format!("{:x}-", place::RUNTIME_BASE);
+    fs::read_to_string(format!("/proc/{pid}/maps"))
+        .is_ok_and(|maps| maps.lines().any(|line| line.starts_with(&runtime)))
 }

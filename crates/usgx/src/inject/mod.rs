@@ -100,7 +100,22 @@ impl Injector {
             "the runtime's address range cannot be mapped (is the program linked there, or RLIMIT_AS small?)",
         )?;
 
-        let stack = auxv::read(|address, bytes| ptrace::read_memory(pid, address, bytes), start.rsp)
+        let entry = self.fill(pid, start.rip, start.rsp, first, legacy)?;
+        for segment in &self.runtime.segments {
+            remote.protect(segment.address, segment.mapped_size, segment.protection)?;
+        }
+        remote.protect(place::VDSO_BASE, place::VDSO_SIZE, remote::READ | remote::EXECUTE)?;
+        remote.finish(entry, legacy.blocked)
+    }
+
+    /// Writes the runtime into `pid`, whose memory is mapped and writable there and which is about to start at `rip` with
+    /// the stack pointer `rsp`; where it is to start instead. The process need not be traced by this thread.
+    ///
+    /// # Errors
+    ///
+    /// The process is as it was, but for what has been written.
+    pub(crate) fn fill(&self, pid: Tid, rip: u64, rsp: u64, first: bool, legacy: Legacy) -> Result<u64> {
+        let stack = auxv::read(|address, bytes| ptrace::read_memory(pid, address, bytes), rsp)
             .context("the program's auxiliary vector cannot be read")?;
         let kernel_vdso = stack.sysinfo_ehdr.map_or(0, |entry| entry.value);
         let vdso = self.vdso.image(kernel_vdso, self.runtime.vdso_enter);
@@ -108,20 +123,15 @@ impl Injector {
         for segment in &self.runtime.segments {
             ptrace::write_memory(pid, segment.address, segment.bytes).context("writing the runtime")?;
         }
-        let boot = self.boot(start.rip, kernel_vdso, first, legacy.trace_me);
+        let boot = self.boot(rip, kernel_vdso, first, legacy.trace_me);
         ptrace::write_memory(pid, self.runtime.boot, &boot).context("writing the runtime's parameters")?;
-        for segment in &self.runtime.segments {
-            remote.protect(segment.address, segment.mapped_size, segment.protection)?;
-        }
-        remote.protect(place::VDSO_BASE, place::VDSO_SIZE, remote::READ | remote::EXECUTE)?;
-
         // Without the entry (`vdso=0` on the kernel's command line) programs find no vDSO at all; that is so
         // on a real machine too.
         if let Some(entry) = stack.sysinfo_ehdr {
             ptrace::write_memory(pid, entry.address, &place::VDSO_BASE.to_le_bytes())
                 .context("writing the program's auxiliary vector")?;
         }
-        remote.finish(self.runtime.entry, legacy.blocked)
+        Ok(self.runtime.entry)
     }
 
     /// The bytes of the [`boot::Boot`] for one image.

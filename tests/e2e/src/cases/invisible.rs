@@ -15,7 +15,8 @@ use crate::process::{self, Process};
 use crate::stage::{Link, Stage, User};
 
 /// C programs and their modes: each does the same directly and under `usgx run`.
-const PROGRAMS: [(&str, &[&str]); 4] = [
+const PROGRAMS: [(&str, &[&str]); 5] = [
+    ("traced", &["image", "vforked", "event", "stops", "exception", "twice"]),
     (
         "handlers",
         &[
@@ -380,7 +381,12 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
                 language(stage, user, name, Path::new(program), arguments)
             }));
         }
-        type Test = fn(&Stage, User) -> Result<Verdict>;
+        for (name, test) in [("gdb starts a program", gdb_starts as Test), ("strace starts programs", strace)]
+        {
+            trials.push(trial(stage, format!("debuggers/{}/{name}", user.name()), move |stage| {
+                test(stage, user)
+            }));
+        }
         let tests: [(&str, Test); 4] = [
             ("selftests under a timer of 1 kHz", ticking_selftests),
             ("gdb attaches", gdb),
@@ -397,6 +403,8 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     }
     trials
 }
+
+type Test = fn(&Stage, User) -> Result<Verdict>;
 
 fn inside(stage: &Stage, user: User, mode: &str, output: &str) -> Result<Verdict> {
     let mut command = stage.run(user, &[], stage.program("inside", Link::Dynamic));
@@ -461,6 +469,49 @@ fn ticking_selftests(stage: &Stage, user: User) -> Result<Verdict> {
     Ok(Verdict::Passed)
 }
 
+/// Signals by which the runtime works, which a debugger is to pass on.
+const PASS_ON: &str = "handle SIGSYS SIGILL SIGSEGV SIGBUS SIGFPE nostop noprint pass";
+
+/// A debugger in the run starts a program, by way of a shell, and stops it where it is told to.
+fn gdb_starts(stage: &Stage, user: User) -> Result<Verdict> {
+    if !Path::new("/usr/bin/gdb").is_file() {
+        return Ok(Verdict::Skipped("gdb is not installed".to_owned()));
+    }
+    let mut gdb = stage.run(user, &[], "gdb");
+    gdb.args(["--nx", "--batch", "-iex", "set debuginfod enabled off"]);
+    for line in [PASS_ON, "break main", "run", "print argc", "continue"] {
+        gdb.args(["-ex", line]);
+    }
+    let outcome =
+        process::run(gdb.arg("--args").arg(stage.program("threads", Link::Dynamic)).arg("many"), b"", LONG)?;
+    let text = outcome.text();
+    ensure!(
+        text.contains("Breakpoint 1, main") && text.contains("$1 = 2") && text.contains("exited normally]"),
+        "gdb did not run the program: {}",
+        outcome.describe()
+    );
+    Ok(Verdict::Passed)
+}
+
+/// A tracer in the run starts a program, and follows it from image to image and into children.
+fn strace(stage: &Stage, user: User) -> Result<Verdict> {
+    if !Path::new("/usr/bin/strace").is_file() {
+        return Ok(Verdict::Skipped("strace is not installed".to_owned()));
+    }
+    let log = stage.home(user).join("strace.log");
+    let mut strace = stage.run(user, &[], "strace");
+    strace.args(["-f", "-e", "trace=execve", "-o"]).arg(&log);
+    strace.args(["/bin/sh", "-c", "/bin/echo one; exec /bin/echo two"]);
+    let outcome = process::run(&mut strace, b"", LONG)?;
+    if outcome.errors().contains("Operation not permitted") && !outcome.errors().contains("usgx") {
+        return Ok(Verdict::Skipped("this host does not let a user trace a program of their own".to_owned()));
+    }
+    let images = std::fs::read_to_string(&log).unwrap_or_default();
+    let seen = images.lines().filter(|line| line.contains("execve") && line.ends_with("= 0")).count();
+    ensure!(seen == 3, "strace saw {seen} new images, not 3:\n{images}\n{}", outcome.describe());
+    expect(&outcome, 0, "one\ntwo\n")
+}
+
 /// A debugger comes, looks at the program outside of the enclave, and goes; the program's work is right.
 fn gdb(stage: &Stage, user: User) -> Result<Verdict> {
     if !Path::new("/usr/bin/gdb").is_file() {
@@ -473,7 +524,7 @@ fn gdb(stage: &Stage, user: User) -> Result<Verdict> {
     gdb.args(["--nx", "--batch", "--pid", &program.pid().to_string()]);
     for line in [
         "set breakpoint pending off",
-        "handle SIGSYS SIGILL SIGSEGV SIGBUS SIGFPE nostop noprint pass",
+        PASS_ON,
         "break between",
         "continue",
         "print round_number >= 0",

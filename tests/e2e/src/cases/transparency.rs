@@ -69,7 +69,7 @@ const PROGRAMS: [(&str, &[&str]); 7] = [
             "timers",
         ],
     ),
-    ("descriptors", &["close-range", "close-all", "lowest", "duplicates"]),
+    ("descriptors", &["close-range", "close-all", "lowest", "duplicates", "look"]),
 ];
 
 /// More of the same: memory and clocks.
