@@ -21,6 +21,10 @@ pub struct Behaviour {
     /// VA pages are evicted too, and come back when a version in them is needed. Default: yes. Linux: they stay in the
     /// EPC as long as their enclave lives.
     pub evict_va: bool,
+    /// An enclave that is not initialised yet leaves the EPC altogether, too; what adds pages to it or initialises it
+    /// brings its SECS back. Default: yes. Linux: the SECS and VA pages stay, and who opens enclaves and never
+    /// initialises them can fill the EPC for good.
+    pub evict_unfinished: bool,
     /// Marks and batches of the reclaimer.
     pub reclaim: Policy,
 }
@@ -35,6 +39,7 @@ impl Behaviour {
             track_once: false,
             fault_around: 0,
             evict_va: false,
+            evict_unfinished: false,
             reclaim: Policy::linux(),
         }
     }
@@ -48,6 +53,7 @@ impl Default for Behaviour {
             track_once: true,
             fault_around: 0,
             evict_va: true,
+            evict_unfinished: true,
             reclaim: Policy::default(),
         }
     }

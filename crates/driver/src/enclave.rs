@@ -71,6 +71,15 @@ impl<M: Machine> Inner<M> {
         }
     }
 
+    /// Whether its SECS may leave the EPC when no child page is there.
+    pub(crate) fn may_leave(&self) -> bool {
+        match self.phase() {
+            Phase::Fresh => false,
+            Phase::Created => self.kernel.config.behaviour.evict_unfinished,
+            Phase::Initialized => true,
+        }
+    }
+
     pub(crate) fn advance(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Release);
     }

@@ -41,6 +41,17 @@ impl From<AllocError> for LoadError {
     }
 }
 
+impl LoadError {
+    /// What an ioctl that builds an enclave reports when its SECS does not come.
+    pub(crate) fn before_init(self) -> Errno {
+        match self {
+            Self::Busy(_) => Errno::ERESTARTSYS,
+            Self::NoMemory => Errno::ENOMEM,
+            Self::Missing | Self::Denied | Self::Failed => Errno::EIO,
+        }
+    }
+}
+
 impl From<LoadError> for Errno {
     fn from(error: LoadError) -> Self {
         match error {

@@ -4,8 +4,8 @@
 //! blocking and no tracking, as nobody but the driver has it mapped. What it needs is this: for each page of the
 //! enclave in the EPC, the SECS included, a free slot in a VA page that is in the EPC as well, so that no
 //! eviction ever has to wait for a load. So of an enclave at work, VA pages go whose slots are taken; when
-//! everything else has gone, all of them. Before INIT only full ones go: pages are added then without the lock between
-//! the search for a slot and the page. Source of the rules: SDM volume 3D, "EWB", "ELDB/ELDU/ELDBC/ELDUC".
+//! everything else has gone, all of them. Where an SECS has to stay before INIT (as on Linux), only full ones go until then.
+//! Source of the rules: SDM volume 3D, "EWB", "ELDB/ELDU/ELDBC/ELDUC".
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -13,7 +13,7 @@ use usgx_epc::{Age, Reclaim, Victim, Written};
 use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode, VaSlot};
 
 use crate::driver::Kernel;
-use crate::enclave::{Inner, Phase};
+use crate::enclave::Inner;
 use crate::event::Event;
 use crate::owner::Owner;
 use crate::paging::LoadError;
@@ -159,7 +159,7 @@ impl<M: Machine> Inner<M> {
 
     /// Whether the VA page can go and leave a free slot for each page that is in the EPC.
     fn can_spare(&self, state: &State, va: u32) -> bool {
-        if self.phase() != Phase::Initialized {
+        if !self.may_leave() {
             return state.va.is_full(va);
         }
         state.va.free_slots() - state.va.free_slots_of(va) >= state.slots_needed()
@@ -172,7 +172,7 @@ impl<M: Machine> Inner<M> {
             return Age::Young;
         }
         // With the last child gone the SECS goes too, right before the VA pages.
-        let idle = state.resident == 0 && self.phase() == Phase::Initialized;
+        let idle = state.resident == 0 && self.may_leave();
         if !idle && !self.can_spare(state, va) {
             Age::Needed
         } else if self.kernel.store.reserve(self.id, victim.index).is_err() {
@@ -267,7 +267,7 @@ impl<M: Machine> Inner<M> {
 
     /// Makes sure that there is a slot for one more page in the EPC; tells whether the enclave got a VA page for it.
     ///
-    /// Preconditions: initialised, and the SECS is in the EPC.
+    /// Precondition: the SECS is in the EPC.
     pub(crate) fn make_room(&self, state: &mut State, supply: &mut Supply<'_, M>) -> Result<bool, LoadError> {
         while state.va.free_slots() <= state.slots_needed() {
             if let Some(va) = state.va.evicted_with_room() {

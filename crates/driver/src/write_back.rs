@@ -14,7 +14,7 @@ use alloc::vec;
 use usgx_epc::{Victim, Written};
 use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
 
-use crate::enclave::{Guard, Inner, Phase};
+use crate::enclave::{Guard, Inner};
 use crate::event::{After, Event};
 use crate::page::{Place, SlotRef};
 use crate::paging::LoadError;
@@ -80,7 +80,7 @@ impl<M: Machine> Inner<M> {
         for ((victim, written), _) in victims.iter().zip(&mut *written).zip(left).filter(|(_, left)| *left) {
             *written = self.settle(&mut state, victim, &Attempt::Untracked);
         }
-        if state.resident == 0 && self.phase() == Phase::Initialized {
+        if state.resident == 0 && self.may_leave() {
             self.write_back_secs(&mut state);
         }
         state

@@ -41,6 +41,24 @@ fn an_idle_enclave_has_no_epc_page_at_all() {
 }
 
 #[test]
+fn a_version_array_goes_without_tracking_or_kicks() {
+    let system = System::with_epc_pages(64);
+    let enclave = system.build(&Image::data(BASE, 20));
+    let eid = enclave.with_pages(|secs, _| system.hw.enclave(secs)).expect("resident").expect("created").eid;
+    while enclave.stats().secs_resident {
+        system.driver.ksgxd_pass();
+    }
+    assert_eq!(enclave.stats().va_resident, 1, "just used");
+    system.threads.enter(eid, 1);
+    let before = system.driver.stats();
+    system.driver.shrink();
+    let after = system.driver.stats();
+    assert_eq!((after.va_evictions, enclave.stats().va_resident), (before.va_evictions + 1, 0));
+    assert_eq!((after.etracks, after.kicks), (before.etracks, before.kicks), "nobody has it mapped");
+    system.check_invariants();
+}
+
+#[test]
 fn an_idle_enclave_that_ends_gives_its_root_slots_back() {
     let system = System::with_epc_pages(128);
     let [first, second] = [BASE, BASE + (1 << 32)].map(|base| system.build(&Image::data(base, 20)));
@@ -141,23 +159,82 @@ fn every_refusal_of_the_store_has_its_way_back() {
 }
 
 #[test]
-fn before_init_the_secs_and_a_version_array_with_room_stay() {
+fn an_enclave_that_is_still_built_leaves_between_its_pages() {
     let system = System::with_epc_pages(64);
-    let (enclave, caller, image) = (system.open(), SimCaller::new(), Image::data(BASE, 1500));
+    let (enclave, caller, image) = (system.open(), SimCaller::new(), Image::data(BASE, 600));
     image.create(&enclave, &caller).expect("it can be created");
-    image.add_pages(&enclave, &caller).expect("there is room");
-    system.driver.shrink();
-    system.check_invariants();
-    let stats = enclave.stats();
-    assert_eq!((stats.resident, stats.va_pages, stats.va_resident), (0, 3, 1));
-    assert_eq!(enclave.fault(addr(3), RW), usgx_driver::FaultOutcome::Mapped);
     let call = usgx_testkit::Call { enclave: &enclave, caller: &caller };
+    let away = |pages: u64| {
+        system.driver.shrink();
+        system.check_invariants();
+        let stats = enclave.stats();
+        assert_eq!(
+            (stats.pages, stats.resident, stats.secs_resident, stats.va_resident),
+            (pages, 0, false, 0)
+        );
+        assert_eq!(system.driver.free_pages(), 63, "a root page for its version array");
+    };
+    away(1);
+    // One by one, and out before each of the first, and where the second VA page comes.
+    for (done, page) in (1..).zip(&image.pages) {
+        let part = Image { pages: vec![page.clone()], ..image.clone() };
+        part.add_pages(&enclave, &caller).expect("there is room");
+        if done < 30 || (500..530).contains(&done) {
+            away(1 + done);
+        }
+    }
+    assert_eq!(enclave.fault(addr(3), RW), usgx_driver::FaultOutcome::Mapped);
+    away(1 + image.pages.len() as u64);
+    // Its measurement has come along.
     call.init(&image.sigstruct()).expect("it is what was signed");
-    check_data(&system, &enclave, BASE, 1500);
+    check_data(&system, &enclave, BASE, 600);
     system.check_invariants();
 }
 
-/// How many enclaves can be built before one is refused, and what refuses it. The others are alive all the same.
+#[test]
+fn an_enclave_whose_secs_is_lost_cannot_be_completed() {
+    let system = System::with_epc_pages(64);
+    let (enclave, caller, image) = (system.open(), SimCaller::new(), Image::data(BASE, 3));
+    image.create(&enclave, &caller).expect("it can be created");
+    system.driver.shrink();
+    let secs = enclave.base_size().map_or(0, |(_, size)| size / 4096);
+    assert!(system.store.tamper(enclave.id(), secs, |page| page.contents.0[0] ^= 1));
+    for _ in 0..2 {
+        assert_eq!(image.add_pages(&enclave, &caller), Err(Errno::EIO));
+        let call = usgx_testkit::Call { enclave: &enclave, caller: &caller };
+        assert_eq!(call.init(&image.sigstruct()), Err(Errno::EIO));
+        system.check_invariants();
+    }
+    drop(enclave);
+    system.check_invariants();
+    assert_eq!(system.driver.free_pages(), 64);
+}
+
+#[test]
+fn on_linux_the_secs_and_version_arrays_stay_before_init() {
+    for (behaviour, va_resident) in [
+        (Behaviour::linux(), 3),
+        // Full ones go: nobody needs them before a page comes back.
+        (Behaviour { evict_unfinished: false, ..Behaviour::default() }, 1),
+    ] {
+        let system = System::with_behaviour(64, Profile::default(), behaviour);
+        let (enclave, caller, image) = (system.open(), SimCaller::new(), Image::data(BASE, 1500));
+        image.create(&enclave, &caller).expect("it can be created");
+        image.add_pages(&enclave, &caller).expect("there is room");
+        system.driver.shrink();
+        system.check_invariants();
+        let stats = enclave.stats();
+        assert_eq!((stats.resident, stats.va_pages, stats.va_resident), (0, 3, va_resident));
+        assert!(stats.secs_resident);
+        let call = usgx_testkit::Call { enclave: &enclave, caller: &caller };
+        call.init(&image.sigstruct()).expect("it is what was signed");
+        check_data(&system, &enclave, BASE, 1500);
+        system.check_invariants();
+    }
+}
+
+/// How many enclaves can be built before one is refused, and what refuses it. The others are alive all the same. Every
+/// second is initialised only later, where an EPC that is full of such has room for more.
 fn enclaves_that_fit(epc_pages: u32, behaviour: Behaviour, most: usize) -> (usize, Option<Errno>) {
     let system = System::with_behaviour(epc_pages, Profile::default(), behaviour);
     let image = Image::data(BASE, 1);
@@ -166,10 +243,11 @@ fn enclaves_that_fit(epc_pages: u32, behaviour: Behaviour, most: usize) -> (usiz
     while enclaves.len() < most && refusal.is_none() {
         let (enclave, caller) = (system.open(), SimCaller::new());
         let call = usgx_testkit::Call { enclave: &enclave, caller: &caller };
+        let finish = enclaves.len() % 2 == 0 || !behaviour.evict_unfinished;
         let built = image
             .create(&enclave, &caller)
             .and_then(|()| image.add_pages(&enclave, &caller))
-            .and_then(|()| call.init(&sigstruct).map(drop));
+            .and_then(|()| if finish { call.init(&sigstruct) } else { Ok(()) });
         match built {
             Ok(()) => enclaves.push(enclave),
             Err(errno) => refusal = Some(errno),
@@ -177,6 +255,10 @@ fn enclaves_that_fit(epc_pages: u32, behaviour: Behaviour, most: usize) -> (usiz
     }
     system.check_invariants();
     for enclave in &enclaves {
+        let call = usgx_testkit::Call { enclave, caller: &SimCaller::new() };
+        if !enclave.is_initialized() {
+            call.init(&sigstruct).expect("it is what was signed");
+        }
         assert_eq!(system.read(enclave, addr(1)), Touch::Done(1));
     }
     system.check_invariants();

@@ -66,8 +66,8 @@ fn the_secs_goes_last_and_comes_back_first() {
 }
 
 #[test]
-fn the_secs_stays_before_init() {
-    let system = System::with_epc_pages(64);
+fn on_linux_the_secs_stays_before_init() {
+    let system = System::with_behaviour(64, Profile::default(), Behaviour::linux());
     let (enclave, caller, image) = (system.open(), SimCaller::new(), Image::data(BASE, 20));
     image.create(&enclave, &caller).unwrap();
     image.add_pages(&enclave, &caller).unwrap();

@@ -17,7 +17,9 @@ use crate::errno::Errno;
 use crate::event::Event;
 use crate::owner::Owner;
 use crate::page::{PageKind, Prot};
+use crate::paging::LoadError;
 use crate::seams::{Caller, Machine};
+use crate::state::State;
 
 /// ADD_PAGES.flags: measure the pages (EEXTEND). Other bits are ignored, as on Linux.
 const MEASURE: u64 = 1;
@@ -54,6 +56,14 @@ impl Kind {
     }
 }
 
+/// One page to add.
+struct Wish<'a> {
+    index: u64,
+    kind: &'a Kind,
+    /// EEXTEND too.
+    measure: bool,
+}
+
 impl<M: Machine> Inner<M> {
     pub(super) fn add_pages(&self, arg: u64, caller: &dyn Caller) -> Result<(), Errno> {
         if self.phase() != Phase::Created {
@@ -84,7 +94,8 @@ impl<M: Machine> Inner<M> {
                 let addr = src.checked_add(done * 4096).ok_or(Errno::EFAULT)?;
                 Ok(caller.source_page(addr, length - done * 4096, out)?)
             };
-            result = self.add_page(range.first + done, &kind, flags & MEASURE != 0, &mut contents, source);
+            let wish = Wish { index: range.first + done, kind: &kind, measure: flags & MEASURE != 0 };
+            result = self.add_page(&wish, &mut contents, source, caller);
             if result.is_err() {
                 break;
             }
@@ -97,11 +108,10 @@ impl<M: Machine> Inner<M> {
     /// Adds one page, or leaves everything as it was.
     fn add_page(
         &self,
-        index: u64,
-        kind: &Kind,
-        measure: bool,
+        wish: &Wish<'_>,
         contents: &mut Page,
         source: impl FnOnce(&mut Page) -> Result<(), Errno>,
+        caller: &dyn Caller,
     ) -> Result<(), Errno> {
         let page = self.kernel.epc.alloc(Reclaim::Allowed)?;
         let grown = match self.grow() {
@@ -111,7 +121,7 @@ impl<M: Machine> Inner<M> {
                 return Err(error);
             }
         };
-        let result = self.fill(page, index, kind, measure, contents, source);
+        let result = self.fill(page, wish, contents, source, caller);
         if result.is_err() {
             self.kernel.release(page);
             if grown {
@@ -124,28 +134,47 @@ impl<M: Machine> Inner<M> {
     fn fill(
         &self,
         page: EpcPage,
-        index: u64,
-        kind: &Kind,
-        measure: bool,
+        wish: &Wish<'_>,
         contents: &mut Page,
         source: impl FnOnce(&mut Page) -> Result<(), Errno>,
+        caller: &dyn Caller,
     ) -> Result<(), Errno> {
-        if self.lock().pages.get(index).is_some() {
+        if self.lock().pages.get(wish.index).is_some() {
             return Err(Errno::EBUSY);
         }
         source(contents)?;
-        let hw = &self.kernel.hw;
-        let mut state = self.lock();
-        let secs = state.secs_page().expect("the SECS stays in the EPC before INIT");
-        hw.eadd(page, secs, LinAddr(self.addr(index)), contents, &kind.secinfo).map_err(|_| Errno::EIO)?;
-        if measure {
+        // An enclave that grows slowly may have been idle, and its SECS and VA pages be out.
+        let added = self.persist(
+            true,
+            || caller.signal_pending(),
+            |state, supply| {
+                let secs = self.load_secs(state, supply)?;
+                self.make_room(state, supply)?;
+                Ok::<_, LoadError>(self.eadd(state, page, secs, wish, contents))
+            },
+        );
+        added.map_err(LoadError::before_init)?
+    }
+
+    /// EADD and EEXTEND. Preconditions: the SECS `secs` is in the EPC, with a slot for one more page.
+    fn eadd(
+        &self,
+        state: &mut State,
+        page: EpcPage,
+        secs: EpcPage,
+        wish: &Wish<'_>,
+        contents: &Page,
+    ) -> Result<(), Errno> {
+        let (hw, addr) = (&self.kernel.hw, self.addr(wish.index));
+        hw.eadd(page, secs, LinAddr(addr), contents, &wish.kind.secinfo).map_err(|_| Errno::EIO)?;
+        if wish.measure {
             hw.eextend_page(secs, page).map_err(|_| Errno::EIO)?;
         }
-        state.add(index, page, kind.max_prot, kind.kind);
-        self.list_va_pages(&mut state);
+        state.add(wish.index, page, wish.kind.max_prot, wish.kind.kind);
+        self.list_va_pages(state);
         // From here on it can be evicted, even before INIT.
-        self.kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
-        self.note(Event::Add { addr: self.addr(index) });
+        self.kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), wish.index);
+        self.note(Event::Add { addr });
         Ok(())
     }
 }

@@ -9,13 +9,14 @@ use alloc::boxed::Box;
 use sha2::{Digest, Sha256};
 use usgx_epc::Platform;
 use usgx_isa::layout::{Einittoken, Sigstruct};
-use usgx_isa::{Encls, LeafError, SgxCode};
+use usgx_isa::{Encls, EpcPage, LeafError, SgxCode};
 
 use super::argument::Argument;
 use crate::config::Config;
 use crate::enclave::{Inner, Phase};
 use crate::errno::Errno;
 use crate::event::Event;
+use crate::paging::LoadError;
 use crate::seams::{Caller, Machine};
 
 /// Rounds of tries, with a rest after each.
@@ -51,25 +52,39 @@ impl<M: Machine> Inner<M> {
     }
 
     fn run_einit(&self, sigstruct: &Sigstruct, caller: &dyn Caller) -> Result<(), Errno> {
-        let (token, hash) = (Einittoken::default(), launch_hash(&sigstruct.modulus));
+        let hash = launch_hash(&sigstruct.modulus);
         for _round in 0..ROUNDS {
-            let state = self.lock();
-            let secs = state.secs_page().expect("the SECS stays in the EPC before INIT");
-            for _try in 0..TRIES {
-                match self.kernel.hw.einit(secs, sigstruct, &token, hash) {
-                    Ok(()) => return Ok(()),
-                    Err(LeafError::Code(SgxCode::UnmaskedEvent)) => {}
-                    Err(LeafError::Code(_)) => return Err(Errno::EPERM),
-                    Err(LeafError::Fault(_)) => return Err(Errno::EIO),
-                }
+            let result = self.persist(
+                true,
+                || caller.signal_pending(),
+                |state, supply| {
+                    let secs = self.load_secs(state, supply)?;
+                    Ok::<_, LoadError>(self.try_einit(secs, sigstruct, hash))
+                },
+            );
+            if let Some(result) = result.map_err(LoadError::before_init)? {
+                return result;
             }
-            drop(state);
             if caller.signal_pending() {
                 return Err(Errno::ERESTARTSYS);
             }
             self.kernel.platform.yield_now();
         }
         Err(Errno::EPERM)
+    }
+
+    /// A round of tries; `None` if events interrupted them all. Precondition: the SECS `secs` is in the EPC.
+    fn try_einit(&self, secs: EpcPage, sigstruct: &Sigstruct, hash: [u64; 4]) -> Option<Result<(), Errno>> {
+        let token = Einittoken::default();
+        for _try in 0..TRIES {
+            match self.kernel.hw.einit(secs, sigstruct, &token, hash) {
+                Ok(()) => return Some(Ok(())),
+                Err(LeafError::Code(SgxCode::UnmaskedEvent)) => {}
+                Err(LeafError::Code(_)) => return Some(Err(Errno::EPERM)),
+                Err(LeafError::Fault(_)) => return Some(Err(Errno::EIO)),
+            }
+        }
+        None
     }
 }
 
