@@ -124,7 +124,7 @@ pub(crate) enum Command {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Hardware {
     /// Size of the EPC: 64M, 1G, ...; several, as 64M,64M, are sections on NUMA nodes of their own [default: 128M]
-    #[arg(long, value_name = "SIZE", value_delimiter = ',')]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', allow_negative_numbers = true)]
     pub(crate) epc: Vec<Size>,
     /// Which processor: coffee-lake (SGX1 client), tiger-lake (SGX2 client), ice-lake-sp (SGX2 server, the default)
     /// or sapphire-rapids (the same with AEX-Notify)
@@ -139,7 +139,7 @@ pub(crate) struct Hardware {
     /// How many missing pages after the touched one a page fault adds as well (EAUG), as long as EPC is plenty: an
     /// enclave that grows page by page then sees fewer faults. It still accepts every page itself [default: 0, as
     /// Linux]
-    #[arg(long, value_name = "PAGES", conflicts_with = "compat")]
+    #[arg(long, value_name = "PAGES", conflicts_with = "compat", allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=MOST_AROUND))]
     pub(crate) fault_around: Option<u32>,
 }
@@ -178,7 +178,7 @@ pub(crate) struct RunArguments {
     #[arg(long, hide = true, value_name = "FD")]
     pub(crate) feed: Option<i32>,
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
 }
 
@@ -263,6 +263,21 @@ mod tests {
         assert_eq!(run.hardware.epc, [Size(16 << 20)]);
         assert_eq!(run.program, ["ls", "--stats", "-l"]);
         assert!(!run.stats);
+    }
+
+    #[test]
+    fn an_option_that_does_not_exist_is_no_program() {
+        for wrong in [&["--no-such", "--", "ls"][..], &["--no-such", "ls"], &["-x"], &["--stat", "ls"]] {
+            let message =
+                Cli::try_parse_from([&["usgx", "run"], wrong].concat()).expect_err("wrong").to_string();
+            assert!(message.contains(wrong[0]) && message.contains("--help"), "{message}");
+        }
+        for right in [&["ls", "--no-such", "-x"][..], &["--", "--no-such", "-x"], &["ls", "--", "--stats"]] {
+            let cli = Cli::try_parse_from([&["usgx", "run"], right].concat()).expect("it is valid");
+            let Command::Run(run) = cli.command else { panic!("run was asked for") };
+            assert_eq!(run.program, right[usize::from(right[0] == "--")..]);
+            assert!(!run.stats);
+        }
     }
 
     #[test]

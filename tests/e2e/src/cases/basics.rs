@@ -20,7 +20,7 @@ const GOODBYE: Duration = Duration::from_secs(3);
 
 type Test = fn(&Stage, User) -> Result<Verdict>;
 
-const TESTS: [(&str, Test); 18] = [
+const TESTS: [(&str, Test); 19] = [
     ("pid is the program's own", pid_is_the_programs_own),
     ("a signal's death is a shell's 139", death_by_signal_in_a_shell),
     ("a signal sent to the pid reaches the program", signal_reaches_the_program),
@@ -32,6 +32,7 @@ const TESTS: [(&str, Test); 18] = [
     ("a script starts by its first line", script),
     ("a script's interpreter takes an argument", script_with_argument),
     ("a program is found on the path", program_on_the_path),
+    ("a program may be called like an option", called_like_an_option),
     ("a missing program is 127", missing_program),
     ("a missing program on the path is 127", missing_on_the_path),
     ("a file that is not executable is 126", not_executable),
@@ -143,6 +144,13 @@ fn script_with_argument(stage: &Stage, user: User) -> Result<Verdict> {
 
 fn program_on_the_path(stage: &Stage, user: User) -> Result<Verdict> {
     expect(&process::run(stage.run(user, &[], "echo").arg("found"), b"", SHORT)?, 0, "found\n")
+}
+
+fn called_like_an_option(stage: &Stage, user: User) -> Result<Verdict> {
+    write(stage, user, "--stats", b"#!/bin/sh\necho \"$@\"\n", 0o755)?;
+    let mut command = stage.run(user, &[], "--stats");
+    let outcome = process::run(command.arg("--epc").env("PATH", stage.home(user)), b"", SHORT)?;
+    expect(&outcome, 0, "--epc\n")
 }
 
 /// A program that cannot start: an exit status, nothing on standard output, and a message that names it.
