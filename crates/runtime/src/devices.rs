@@ -5,18 +5,18 @@
 //! opened here: a socket that is not known yet is shown to the machine once.
 //!
 //! Where the device nodes cannot be real files in the program's mount namespace, the path calls are answered
-//! here, and listings of `/dev` get three more entries.
+//! here; the directories that show them are [`listing`]'s.
 
 use usgx_wire::channel::{Request, device, op};
 use usgx_wire::slot::{NR_WORDS, call};
 
 use crate::arch::close;
-use crate::arch::syscall::{errno, nr, on_behalf};
+use crate::arch::syscall::{errno, nr};
 use crate::enclaves::{self, CHANGES, Enclave};
 use crate::process::reserve;
 use crate::syscalls::memory;
 use crate::thread::Thread;
-use crate::{filter, link, procfs, sys, usercopy};
+use crate::{filter, link, listing, procfs, sys, usercopy};
 
 /// A path that usgx answers for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,10 +32,13 @@ const NODES: [(&[u8], Node); 5] = [
     (b"/dev/sgx_provision", Node::Provision),
     (b"/dev/sgx/enclave", Node::Enclave),
     (b"/dev/sgx/provision", Node::Provision),
-    (b"/dev/sgx", Node::Directory),
+    (OLDER, Node::Directory),
 ];
 
-const AT_FDCWD: i32 = -100;
+/// Where the devices were before they got their names.
+const OLDER: &[u8] = b"/dev/sgx";
+
+pub const AT_FDCWD: i32 = -100;
 const MAX_PATH: usize = 64;
 
 /// Which of our nodes the path names, if any.
@@ -93,6 +96,10 @@ fn directory_path(dirfd: i32, into: &mut [u8; MAX_PATH]) -> Option<usize> {
         let len = unsafe { sys!(nr::GETCWD, into.as_mut_ptr(), MAX_PATH) };
         return (len > 0).then(|| len as usize - 1);
     }
+    if listing::is_older_directory(dirfd) {
+        into[..OLDER.len()].copy_from_slice(OLDER);
+        return Some(OLDER.len());
+    }
     procfs::path_of(dirfd, into)
 }
 
@@ -114,7 +121,7 @@ pub fn open(number: u64, args: [u64; 6]) -> Option<i64> {
     let kind = match node(dirfd, path)? {
         Node::Enclave => device::ENCLAVE,
         Node::Provision => device::PROVISION,
-        Node::Directory => return None,
+        Node::Directory => return Some(listing::open_older_directory(flags)),
     };
     if flags & O_PATH != 0 {
         return None;
@@ -211,20 +218,16 @@ pub fn ioctl(thread: &mut Thread, args: [u64; 6]) -> Option<i64> {
 }
 
 const S_IFCHR_0666: u32 = 0o020666;
-const S_IFDIR_0755: u32 = 0o040755;
 const MISC_MAJOR: u32 = 10;
 
-fn mode(node: Node) -> u32 {
-    if node == Node::Directory { S_IFDIR_0755 } else { S_IFCHR_0666 }
+/// Minor number of a device.
+fn minor(node: Node) -> u32 {
+    if node == Node::Enclave { 125 } else { 126 }
 }
 
-/// Minor number of a node, 0 for the directory; its inode number is the same plus a constant.
-fn minor(node: Node) -> u32 {
-    match node {
-        Node::Enclave => 125,
-        Node::Provision => 126,
-        Node::Directory => 0,
-    }
+/// The inode number of the device with this minor number.
+pub const fn inode(minor: u32) -> u32 {
+    1000 + minor
 }
 
 /// The stat family; `None` if it is not about one of our paths.
@@ -235,25 +238,27 @@ pub fn stat(number: u64, args: [u64; 6]) -> Option<i64> {
         _ => (args[0] as i32, args[1], args[4]),
     };
     let node = node(dirfd, path)?;
-    let (mode, minor) = (mode(node), minor(node));
-    let major = if node == Node::Directory { 0 } else { MISC_MAJOR };
+    if node == Node::Directory {
+        return Some(listing::ask_about_older_directory(number, args));
+    }
+    let minor = minor(node);
     let written = if number == nr::STATX {
         const BASIC_STATS: u32 = 0x7ff;
         let mut statx = [0u32; 64];
         statx[0] = BASIC_STATS;
         statx[1] = 4096;
         statx[4] = 1;
-        statx[7] = mode;
-        statx[8] = 1000 + minor;
-        statx[32] = major;
+        statx[7] = S_IFCHR_0666;
+        statx[8] = inode(minor);
+        statx[32] = MISC_MAJOR;
         statx[33] = minor;
         usercopy::put(buffer, &statx)
     } else {
         let mut stat = [0u64; 18];
-        stat[1] = u64::from(1000 + minor);
+        stat[1] = u64::from(inode(minor));
         stat[2] = 1;
-        stat[3] = u64::from(mode);
-        stat[5] = u64::from(major << 8 | minor);
+        stat[3] = u64::from(S_IFCHR_0666);
+        stat[5] = u64::from(MISC_MAJOR << 8 | minor);
         stat[7] = 4096;
         usercopy::put(buffer, &stat)
     };
@@ -265,49 +270,8 @@ pub fn access(number: u64, args: [u64; 6]) -> Option<i64> {
     const X_OK: u64 = 1;
     let (dirfd, path, wanted) =
         if number == nr::ACCESS { (AT_FDCWD, args[0], args[1]) } else { (args[0] as i32, args[1], args[2]) };
-    let node = node(dirfd, path)?;
-    Some(if wanted & X_OK != 0 && node != Node::Directory { -errno::EACCES } else { 0 })
-}
-
-/// Entries that a listing of `/dev` gets in front: inode number, offset, length, type, name.
-const ENTRIES: [(&[u8], u8, u64); 3] =
-    [(b"sgx_enclave", 2, 1125), (b"sgx_provision", 2, 1126), (b"sgx", 4, 1000)];
-const ENTRY_SIZES: [usize; 3] = [32, 40, 24];
-const EXTRA: usize = 96;
-
-/// `getdents64`. The first call on `/dev` finds our entries before the kernel's.
-pub fn getdents(args: [u64; 6]) -> i64 {
-    let [fd, buffer, len, ..] = args;
-    if len < 4 * EXTRA as u64 || !is_fresh_dev(fd) {
-        // SAFETY: the program's own call.
-        return unsafe { on_behalf(nr::GETDENTS64, args) };
+    if node(dirfd, path)? == Node::Directory {
+        return Some(listing::ask_about_older_directory(number, args));
     }
-    // SAFETY: the program's own call, behind the place for our entries.
-    let result = unsafe { sys!(nr::GETDENTS64, fd, buffer + EXTRA as u64, len - EXTRA as u64) };
-    if result < 0 {
-        return result;
-    }
-    let mut entries = [0u8; EXTRA];
-    let mut at = 0;
-    for ((name, kind, ino), size) in ENTRIES.into_iter().zip(ENTRY_SIZES) {
-        entries[at..at + 8].copy_from_slice(&ino.to_le_bytes());
-        entries[at + 16..at + 18].copy_from_slice(&(size as u16).to_le_bytes());
-        entries[at + 18] = kind;
-        entries[at + 19..at + 19 + name.len()].copy_from_slice(name);
-        at += size;
-    }
-    if usercopy::put(buffer, &entries) { result + EXTRA as i64 } else { -errno::EFAULT }
-}
-
-/// Whether `fd` is `/dev`, not read yet.
-fn is_fresh_dev(fd: u64) -> bool {
-    const SEEK_CUR: u64 = 1;
-    let (mut open, mut dev) = ([0u64; 18], [0u64; 18]);
-    // SAFETY: the kernel writes two `struct stat`.
-    unsafe {
-        sys!(nr::LSEEK, fd, 0, SEEK_CUR) == 0
-            && sys!(nr::STAT, c"/dev".as_ptr(), dev.as_mut_ptr()) == 0
-            && sys!(nr::FSTAT, fd, open.as_mut_ptr()) == 0
-            && open[..2] == dev[..2]
-    }
+    Some(if wanted & X_OK != 0 { -errno::EACCES } else { 0 })
 }

@@ -14,8 +14,8 @@
 //! The map:
 //! - [`start`]: from the injected image to the program's own first instruction.
 //! - [`thread`], [`process`]: records of threads; what the process knows. [`link`]: calls to the machine.
-//! - [`filter`], [`syscalls`], [`devices`]: system calls that are trapped, and the devices that appear. [`procfs`]:
-//!   what the runtime asks `/proc`.
+//! - [`filter`], [`syscalls`], [`devices`], [`listing`]: system calls that are trapped, the devices that appear, and the
+//!   directories that show them. [`procfs`]: what the runtime asks `/proc`.
 //! - [`signals`]: the runtime's handlers, and the program's behind them.
 //! - [`enclaves`]: enclaves and their mappings in this process. [`enclu`]: entry, exit, asynchronous exit.
 //! - [`cpuid`]: CPUID as the profile's processor answers it.
@@ -30,6 +30,7 @@ mod enclaves;
 mod enclu;
 mod filter;
 mod link;
+mod listing;
 mod process;
 mod procfs;
 mod signals;

@@ -1,6 +1,6 @@
 /*
  * The device files, as programs look for them. Modes: "find" (stat, access, open and their like, by path and by
- * directory), "list" (readdir), "refuse" (what an SGX device refuses), "map" (mapping before an enclave exists).
+ * directory), "list" (readdir), "older" (the directory /dev/sgx), "refuse" (what an SGX device refuses), "map" (mapping before an enclave exists).
  */
 #define _GNU_SOURCE
 #include <asm/sgx.h>
@@ -54,6 +54,49 @@ static void find(const char *path)
 	close(directory);
 }
 
+static void list(DIR *directory)
+{
+	struct dirent *entry;
+
+	while (directory && (entry = readdir(directory)))
+		printf(" %s%s", entry->d_name, entry->d_type == DT_DIR ? "/" : "");
+	printf("\n");
+}
+
+static void older(void)
+{
+	struct stat by_path, by_file;
+	DIR *directory = opendir("/dev/sgx");
+	int file = directory ? dirfd(directory) : -1;
+	long second;
+
+	printf("stat %s", outcome(stat("/dev/sgx", &by_path)));
+	printf(", directory %d\n", S_ISDIR(by_path.st_mode));
+	printf("fstat %s", outcome(fstat(file, &by_file)));
+	printf(", the same %d\n", by_path.st_dev == by_file.st_dev && by_path.st_ino == by_file.st_ino);
+	printf("entries");
+	list(directory);
+	rewinddir(directory);
+	printf("again");
+	list(directory);
+	rewinddir(directory);
+	readdir(directory);
+	second = telldir(directory);
+	readdir(directory);
+	seekdir(directory, second);
+	printf("from the second");
+	list(directory);
+	printf("by a copy");
+	directory = fdopendir(dup(file));
+	rewinddir(directory);
+	list(directory);
+	printf("enclave by directory %s\n", outcome(openat(file, "enclave", O_RDWR)));
+	printf("nothing by directory %s\n", outcome(openat(file, "nothing", O_RDWR)));
+	printf("open to write %s\n", outcome(open("/dev/sgx", O_RDWR)));
+	printf("access %s, ", outcome(access("/dev/sgx/", R_OK | X_OK)));
+	printf("of what is not there %s\n", outcome(access("/dev/sgx/nothing", F_OK)));
+}
+
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "";
@@ -62,6 +105,8 @@ int main(int argc, char **argv)
 	if (!strcmp(mode, "find")) {
 		find("/dev/sgx_enclave");
 		find("/dev/sgx_provision");
+		find("/dev/sgx/enclave");
+		find("/dev/sgx/provision");
 	} else if (!strcmp(mode, "list")) {
 		DIR *directory = opendir("/dev");
 		struct dirent *entry;
@@ -73,6 +118,8 @@ int main(int argc, char **argv)
 			null += !strcmp(entry->d_name, "null");
 		}
 		printf("enclave %d, provision %d, null %d\n", enclave, provision, null);
+	} else if (!strcmp(mode, "older")) {
+		older();
 	} else if (!strcmp(mode, "refuse")) {
 		int file = open("/dev/sgx_enclave", O_RDWR);
 		struct sgx_enclave_init init = { 0 };

@@ -18,7 +18,7 @@ use crate::process::{self, BOOT};
 use crate::signals::frame::Ucontext;
 use crate::signals::{deliver, post};
 use crate::thread::Thread;
-use crate::{devices, procfs};
+use crate::{devices, listing, procfs};
 
 /// `arch_prctl`: whether CPUID is allowed.
 const ARCH_GET_CPUID: u64 = 0x1011;
@@ -54,7 +54,7 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
         nr::ACCESS | nr::FACCESSAT | nr::FACCESSAT2 => {
             devices::access(number, args).unwrap_or_else(|| forward(number, args))
         }
-        nr::GETDENTS64 => devices::getdents(args),
+        nr::GETDENTS64 => listing::getdents(args),
         nr::IOCTL => devices::ioctl(thread, args).unwrap_or_else(|| masks::plain(uc, number, args)),
 
         nr::MMAP => memory::mmap(thread, args),

@@ -10,7 +10,7 @@ use crate::process;
 use crate::stage::{Link, Stage, User};
 
 /// One device, as `devices find` prints it.
-fn found(path: &str) -> String {
+fn found(path: &'static str) -> String {
     format!(
         "{path}\n  stat fine, character device 1\n  lstat fine\n  statx fine, character device 1\n  fstatat fine\n  \
          access fine\n  access to read and write fine\n  faccessat fine\n  open fine, fstat fine\n  openat fine\n  \
@@ -18,14 +18,26 @@ fn found(path: &str) -> String {
     )
 }
 
+/// What `devices older` prints.
+const OLDER: &str = "stat fine, directory 1\nfstat fine, the same 1\nentries ./ ../ enclave provision\n\
+    again ./ ../ enclave provision\nfrom the second ../ enclave provision\nby a copy ./ ../ enclave provision\n\
+    enclave by directory fine\nnothing by directory ENOENT\nopen to write EISDIR\n\
+    access fine, of what is not there ENOENT\n";
+
 pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for user in stage.users() {
         for link in Link::ALL {
             let place = format!("{}/{}", user.name(), link.name());
             let modes = [
-                ("find", found("/dev/sgx_enclave") + &found("/dev/sgx_provision")),
+                (
+                    "find",
+                    ["/dev/sgx_enclave", "/dev/sgx_provision", "/dev/sgx/enclave", "/dev/sgx/provision"]
+                        .map(found)
+                        .concat(),
+                ),
                 ("list", "enclave 1, provision 1, null 1\n".to_owned()),
+                ("older", OLDER.to_owned()),
                 (
                     "refuse",
                     "open fine\nanother magic ENOTTY\nunknown number ENOTTY\ninit before create EINVAL\n\
@@ -56,12 +68,29 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
             command.args(["/dev/sgx_enclave", "/dev/sgx_provision"]);
             expect(&process::run(&mut command, b"", SHORT)?, 0, "/dev/sgx_enclave\n/dev/sgx_provision\n")
         }));
+        trials.push(trial(
+            stage,
+            format!("devices/{}/ls of the older directory", user.name()),
+            move |stage| {
+                let outcome = process::run(stage.run(user, &[], "ls").arg("/dev/sgx"), b"", SHORT)?;
+                expect(&outcome, 0, "enclave\nprovision\n")
+            },
+        ));
+        trials.push(trial(
+            stage,
+            format!("devices/{}/find in the older directory", user.name()),
+            move |stage| {
+                let mut command = stage.run(user, &[], "find");
+                let outcome = process::run(command.args(["/dev/sgx", "-type", "c"]), b"", SHORT)?;
+                expect(&outcome, 0, "/dev/sgx/enclave\n/dev/sgx/provision\n")
+            },
+        ));
         trials.push(trial(stage, format!("devices/{}/ls of the directory", user.name()), move |stage| {
             let outcome = process::run(stage.run(user, &[], "ls").arg("/dev"), b"", SHORT)?;
             let text = outcome.text();
             let lines: Vec<&str> = text.lines().collect();
             ensure!(
-                ["null", "sgx_enclave", "sgx_provision"].iter().all(|name| lines.contains(name)),
+                ["null", "sgx", "sgx_enclave", "sgx_provision"].iter().all(|name| lines.contains(name)),
                 "not all devices are listed: {}",
                 outcome.describe()
             );
