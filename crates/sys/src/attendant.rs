@@ -14,6 +14,7 @@ use std::path::Path;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType,
 };
+use rustix::thread::CapabilitySet;
 
 /// Descriptors that this process had when it began, and that no code of ours owns.
 #[derive(Debug)]
@@ -29,6 +30,12 @@ impl Inherited {
         // The listing saw its own descriptor, which is closed by now.
         Self(listed.into_iter().filter(|&fd| is_open(fd)).collect())
     }
+}
+
+/// Whether this process may trace others whatever the kernel keeps from their user.
+#[must_use]
+pub fn traces_all() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_PTRACE))
 }
 
 /// Tells whether a descriptor number is in use.

@@ -48,6 +48,9 @@ pub mod flags {
     pub const DEVICES_ARE_FILES: u32 = 1 << 2;
     /// The program's parent is to trace it ([`super::EXEC_TRACED`]), and to find it stopped by `SIGTRAP`.
     pub const TRACE_ME: u32 = 1 << 3;
+    /// The attendant has the capability to trace even a program that its user may execute but not read, whose memory the
+    /// kernel keeps from others.
+    pub const TRACES_ALL: u32 = 1 << 4;
 }
 
 /// [`ExecRequest::kind`]: the thread is about to call `execve`; seize it and answer.

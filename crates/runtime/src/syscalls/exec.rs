@@ -12,6 +12,7 @@ use usgx_wire::boot::{
 use super::{debug, stubs};
 use crate::arch::syscall::{errno, nr, on_behalf};
 use crate::arch::{close, complain, getpid, gettid};
+use crate::devices::AT_FDCWD;
 use crate::link;
 use crate::process::{BOOT, is_first};
 use crate::signals::frame::{OWNED, Sigaction, Ucontext, bit};
@@ -52,6 +53,13 @@ pub fn ask_for_runtime(tracee: u32, rip: u64, rsp: u64) -> Result<ExecAnswer, i6
 
 /// `execve`, `execveat`. Returns what RAX becomes.
 pub fn execve(uc: &mut Ucontext, number: u64, args: [u64; 6]) -> i64 {
+    if BOOT.get().flags & flags::TRACES_ALL == 0 && is_unreadable(number, args) {
+        complain(
+            "usgx: cannot run a program that this user may execute but not read: its memory is kept from the process \
+             that puts the runtime into it; make it readable, or run as root\n",
+        );
+        return -errno::EACCES;
+    }
     // SAFETY: attributes of the process; the attendant must be allowed to trace it.
     unsafe {
         if sys!(nr::PRCTL, PR_GET_DUMPABLE) != 1 {
@@ -78,6 +86,18 @@ pub fn execve(uc: &mut Ucontext, number: u64, args: [u64; 6]) -> i64 {
     let result = unsafe { on_behalf(number, args) };
     failed();
     result
+}
+
+/// Whether the user may execute a file but not read it.
+fn is_unreadable(number: u64, args: [u64; 6]) -> bool {
+    const AT_EACCESS: u64 = 0x200;
+    const R_OK: u64 = 4;
+    const X_OK: u64 = 1;
+    let (dirfd, path, options) =
+        if number == nr::EXECVE { (AT_FDCWD as u64, args[0], 0) } else { (args[0], args[1], args[4]) };
+    // SAFETY: the kernel reads the program's path, and judges it.
+    let access = |wanted: u64| unsafe { sys!(nr::FACCESSAT2, dirfd, path, wanted, options | AT_EACCESS) };
+    access(R_OK) == -errno::EACCES && access(X_OK) == 0
 }
 
 /// Makes the kernel ignore what the program ignores of the runtime's signals; an exec keeps that and resets the

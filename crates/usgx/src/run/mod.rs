@@ -89,11 +89,13 @@ pub(crate) fn run(request: Request, mut inherited: Inherited) -> Result<ExitCode
 
     if let Role::Companion = attendant::fork_detached().context("starting the attendant")? {
         drop((door, call_socket, line));
+        let announce = if keep_stderr || json.is_some() { boot::flags::ANNOUNCE_EXIT } else { 0 };
+        let traces_all = if attendant::traces_all() { boot::flags::TRACES_ALL } else { 0 };
         let run = RunParameters {
             attendant_pid: std::process::id(),
             fd_base: base,
             fd_count: reserved::COUNT,
-            flags: if keep_stderr || json.is_some() { boot::flags::ANNOUNCE_EXIT } else { 0 },
+            flags: announce | traces_all,
         };
         let duties =
             Duties { first, socket: attendant_socket, machine, run, table: request.table, json, feed };

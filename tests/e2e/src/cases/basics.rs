@@ -20,7 +20,7 @@ const GOODBYE: Duration = Duration::from_secs(3);
 
 type Test = fn(&Stage, User) -> Result<Verdict>;
 
-const TESTS: [(&str, Test); 19] = [
+const TESTS: [(&str, Test); 20] = [
     ("pid is the program's own", pid_is_the_programs_own),
     ("a signal's death is a shell's 139", death_by_signal_in_a_shell),
     ("a signal sent to the pid reaches the program", signal_reaches_the_program),
@@ -36,6 +36,7 @@ const TESTS: [(&str, Test); 19] = [
     ("a missing program is 127", missing_program),
     ("a missing program on the path is 127", missing_on_the_path),
     ("a file that is not executable is 126", not_executable),
+    ("a program that cannot be read is 126, or runs", unreadable),
     ("a directory is 126", directory),
     ("a file that is no program is 126", no_program),
     ("nothing is left behind", nothing_is_left_behind),
@@ -177,6 +178,26 @@ fn missing_on_the_path(stage: &Stage, user: User) -> Result<Verdict> {
 fn not_executable(stage: &Stage, user: User) -> Result<Verdict> {
     let path = write(stage, user, "plain-file", b"#!/bin/sh\n", 0o644)?;
     refused(stage, user, &path, 126)
+}
+
+/// The kernel keeps the memory of a program that its user cannot read from everybody who is not root.
+fn unreadable(stage: &Stage, user: User) -> Result<Verdict> {
+    let content = fs::read(stage.program("arguments", Link::Static))?;
+    let path = write(stage, user, "unreadable", &content, 0o111)?;
+    let directly = process::run(stage.command(user, &path).arg("x"), b"", SHORT)?;
+    let mut shell = stage.run(user, &[], "/bin/sh");
+    let outcome = process::run(shell.args(["-c", "\"$0\" x; exit $?"]).arg(&path), b"", SHORT)?;
+    if user == User::Ordinary {
+        expect(&outcome, 126, "")?;
+        ensure!(outcome.errors().contains("execute but not read"), "{}", outcome.describe());
+        return refused(stage, user, &path, 126);
+    }
+    expect(&outcome, 0, &directly.text())?;
+    // The attendant may what the program may no longer.
+    stage.open_to_all(&stage.home(user))?;
+    let mut other = stage.run(user, &[], "setpriv");
+    other.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&path).arg("x");
+    expect(&process::run(&mut other, b"", SHORT)?, 0, &directly.text().replace(" 0 0", " 65534 65534"))
 }
 
 fn directory(stage: &Stage, user: User) -> Result<Verdict> {
