@@ -1,12 +1,15 @@
 //! Page frames: memory for the contents of EPC pages that nobody has mapped.
 //!
-//! One anonymous mapping, as large as the EPC, of which only the frames in use (and a few spare ones) have
-//! memory behind them. A [`Frame`] owns one page of it, so its bytes are an ordinary reference.
+//! One anonymous mapping, as large as the EPC, of which only the frames in use, and spare ones, have memory behind
+//! them. Getting memory and giving it back costs as much as encrypting a page, so a spare frame stays *warm* while
+//! frames come and go; [`Arena::cool`], called now and then, makes those *cold* that nobody has needed meanwhile.
+//! A [`Frame`] owns one page of the mapping, so its bytes are an ordinary reference.
 #![expect(unsafe_code, reason = "hands out parts of one mapping")]
 
+use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -14,27 +17,53 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 /// Bytes of a frame.
 pub const FRAME_SIZE: usize = 4096;
 
+/// Frames that lose their memory together when there are too many warm ones: neighbours cost one system call.
+const COOL_BATCH: usize = 64;
+
 /// The pool of frames.
 ///
 /// # Invariants
 ///
 /// `base` is the start of a private mapping of `nr_frames` frames that lives as long as the value. Each
-/// frame's number is either in one of the lists of `free` or in exactly one [`Frame`].
+/// frame's number is in one of the lists of `free`, in exactly one [`Frame`], or with a thread that carries it from
+/// one of these to another.
 #[derive(Debug)]
 pub struct Arena {
     base: NonNull<u8>,
     nr_frames: usize,
-    /// Free frames that keep their memory, at most this many: taking one costs no page fault.
+    /// Free frames that keep their memory, at most this many.
     max_warm: usize,
     free: Mutex<FreeFrames>,
 }
 
 #[derive(Debug)]
 struct FreeFrames {
-    /// Free, with memory behind them.
-    warm: Vec<u32>,
+    /// Free, with memory behind them; those that were in use last are at the back, and are taken first.
+    warm: VecDeque<u32>,
     /// Free, without.
     cold: Vec<u32>,
+    /// The fewest that were warm at any time since the last call of [`Arena::cool`].
+    idle: usize,
+    /// Free, in no list: on their way from warm to cold.
+    cooling: usize,
+    used: usize,
+}
+
+impl FreeFrames {
+    fn take(&mut self) -> Option<u32> {
+        let number = self.warm.pop_back().or_else(|| self.cold.pop())?;
+        self.idle = self.idle.min(self.warm.len());
+        self.used += 1;
+        Some(number)
+    }
+
+    /// Takes warm frames, those that have been free for longest, to be made cold.
+    fn coldest(&mut self, count: usize) -> Vec<u32> {
+        let numbers: Vec<u32> = self.warm.drain(..count).collect();
+        self.idle = self.idle.min(self.warm.len());
+        self.cooling += numbers.len();
+        numbers
+    }
 }
 
 // SAFETY: the mapping belongs to no thread; frames are handed out by number, each to one owner.
@@ -43,7 +72,7 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Makes an arena of `nr_frames` frames; at most `max_warm` free ones keep their memory.
+    /// Makes an arena of `nr_frames` frames, of which at most `max_warm` free ones keep their memory.
     ///
     /// # Errors
     /// Whatever `mmap` says; [`Errno::INVAL`] for no frames or too many.
@@ -69,24 +98,70 @@ impl Arena {
             base: NonNull::new(base.cast()).ok_or(Errno::NOMEM)?,
             nr_frames,
             max_warm,
-            free: Mutex::new(FreeFrames { warm: Vec::new(), cold: (0..count).rev().collect() }),
+            free: Mutex::new(FreeFrames {
+                warm: VecDeque::new(),
+                cold: (0..count).rev().collect(),
+                idle: 0,
+                cooling: 0,
+                used: 0,
+            }),
         }))
     }
 
     /// Takes a frame with any contents, or `None` if all are in use.
     #[must_use]
     pub fn take(self: &Arc<Self>) -> Option<Frame> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = free.warm.pop().or_else(|| free.cold.pop())?;
-        // INVARIANT: the number has left the lists and goes to this frame only.
-        Some(Frame { arena: Arc::clone(self), number })
+        self.take_many(1).pop()
+    }
+
+    /// Takes `count` frames with any contents, or as many as there are.
+    #[must_use]
+    pub fn take_many(self: &Arc<Self>, count: usize) -> Vec<Frame> {
+        let mut frames = Vec::with_capacity(count);
+        loop {
+            let mut free = self.lock();
+            while frames.len() < count
+                && let Some(number) = free.take()
+            {
+                // INVARIANT: the number has left the lists and goes to this frame only.
+                frames.push(Frame { arena: Arc::clone(self), number });
+            }
+            if frames.len() == count || free.cooling == 0 {
+                return frames;
+            }
+            // They come in a moment: their thread waits for nothing.
+            drop(free);
+            std::thread::yield_now();
+        }
     }
 
     /// Frames in use.
     #[must_use]
     pub fn nr_used(&self) -> usize {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        self.nr_frames - free.warm.len() - free.cold.len()
+        self.lock().used
+    }
+
+    /// Gives back the memory of the spare frames that nobody has needed since the last call.
+    pub fn cool(&self) {
+        let mut idle = self.lock().idle;
+        while idle > 0 {
+            let numbers = {
+                let mut free = self.lock();
+                let count = idle.min(COOL_BATCH).min(free.warm.len());
+                free.coldest(count)
+            };
+            if numbers.is_empty() {
+                break;
+            }
+            idle -= numbers.len();
+            self.make_cold(numbers);
+        }
+        let mut free = self.lock();
+        free.idle = free.warm.len();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, FreeFrames> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn address(&self, number: u32) -> *mut u8 {
@@ -95,19 +170,34 @@ impl Arena {
     }
 
     fn give_back(&self, number: u32) {
-        let is_warm = {
-            let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            free.warm.len() < self.max_warm
+        let surplus = {
+            let mut free = self.lock();
+            free.used -= 1;
+            free.warm.push_back(number);
+            let count = if free.warm.len() > self.max_warm { COOL_BATCH.min(free.warm.len()) } else { 0 };
+            free.coldest(count)
         };
-        if !is_warm {
-            // SAFETY: the frame has no owner any more and is in no list yet, so nobody looks at its bytes.
-            // If the advice fails, the frame keeps its memory, which does no harm.
+        self.make_cold(surplus);
+    }
+
+    /// Gives back the memory of frames that are in no list and have no owner, and lists them.
+    fn make_cold(&self, mut numbers: Vec<u32>) {
+        if numbers.is_empty() {
+            return;
+        }
+        numbers.sort_unstable();
+        for run in numbers.chunk_by(|a, b| a + 1 == *b) {
+            // SAFETY: these frames have no owner and are in no list, so nobody looks at their bytes.
+            // If the advice fails, they keep their memory, which does no harm.
             let _ = unsafe {
-                rustix::mm::madvise(self.address(number).cast(), FRAME_SIZE, Advice::LinuxDontNeed)
+                let start = self.address(run[0]).cast();
+                rustix::mm::madvise(start, run.len() * FRAME_SIZE, Advice::LinuxDontNeed)
             };
         }
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_warm { free.warm.push(number) } else { free.cold.push(number) }
+        let mut free = self.lock();
+        free.cooling -= numbers.len();
+        // Descending, so that neighbours are taken one after the other.
+        free.cold.extend(numbers.into_iter().rev());
     }
 }
 
@@ -167,5 +257,39 @@ mod tests {
         drop(frames);
         assert_eq!(arena.nr_used(), 0);
         assert!(arena.take().is_some());
+    }
+
+    /// Whether a frame that comes back out of the arena still has what was written into it.
+    fn is_warm(frame: &Frame) -> bool {
+        frame[0] != 0
+    }
+
+    fn filled(arena: &Arc<Arena>, count: usize) -> Vec<Frame> {
+        let mut frames: Vec<_> = (0..count).map(|_| arena.take().expect("enough")).collect();
+        frames.iter_mut().for_each(|frame| frame.fill(1));
+        frames
+    }
+
+    #[test]
+    fn frames_that_nobody_needs_lose_their_memory() {
+        let arena = Arena::new(100, 100).expect("small");
+        drop(filled(&arena, 100));
+        arena.cool();
+        let needed = filled(&arena, 30);
+        assert!(needed.iter().all(is_warm));
+        drop(needed);
+        arena.cool();
+        let frames: Vec<_> = std::iter::from_fn(|| arena.take()).collect();
+        assert_eq!(frames.iter().filter(|frame| is_warm(frame)).count(), 30);
+    }
+
+    #[test]
+    fn few_frames_keep_their_memory() {
+        let arena = Arena::new(1000, 200).expect("small");
+        drop(filled(&arena, 1000));
+        let frames: Vec<_> = std::iter::from_fn(|| arena.take()).collect();
+        let warm = frames.iter().filter(|frame| is_warm(frame)).count();
+        assert_eq!(frames.len(), 1000);
+        assert!((200 - COOL_BATCH..=200).contains(&warm), "{warm}");
     }
 }

@@ -15,9 +15,11 @@ use usgx_sys::Errno;
 use usgx_sys::arena::{Arena, Frame};
 use usgx_sys::memfd::Memfd;
 
-/// Free frames that keep their memory: 2.5 MiB. A program that walks through an EPC makes pages change between frames
-/// and views all the time; with 256 of these, giving memory back and getting it again took a third of a reclaim's time.
-const WARM_FRAMES: usize = 640;
+/// Free frames that keep their memory while they come and go: all of a small EPC, a sixteenth of a large one, at most
+/// 64 MiB. The reclaimer goes round: it unmaps all pages, which need frames then, and writes them back one by one.
+fn max_warm(nr_pages: u32) -> usize {
+    (nr_pages as usize / 16).clamp(4096, 16_384)
+}
 
 /// The place of one page's bytes.
 #[derive(Debug, Default)]
@@ -42,7 +44,7 @@ impl Frames {
     /// Makes room for `nr_pages` pages.
     pub(crate) fn new(nr_pages: u32) -> Result<Self, Errno> {
         Ok(Self {
-            arena: Arena::new(nr_pages as usize, WARM_FRAMES)?,
+            arena: Arena::new(nr_pages as usize, max_warm(nr_pages))?,
             pages: (0..nr_pages).map(|_| Mutex::default()).collect(),
         })
     }
@@ -50,6 +52,11 @@ impl Frames {
     /// Frames in use: pages that are valid and not in a view.
     pub(crate) fn nr_used(&self) -> usize {
         self.arena.nr_used()
+    }
+
+    /// Gives back memory that frames have kept and nobody has needed since the last call.
+    pub(crate) fn cool(&self) {
+        self.arena.cool();
     }
 
     fn take(&self) -> Frame {
@@ -80,7 +87,8 @@ impl Frames {
     /// Copies pages that lie one after the other in a view, from `offset` on, into frames.
     /// Preconditions: the enclave's lock is held, and nobody can write to the view's pages.
     pub(crate) fn to_frames(&self, pages: &[EpcPage], view: &Memfd, offset: u64) {
-        let mut frames: Vec<Frame> = pages.iter().map(|_| self.take()).collect();
+        let mut frames = self.arena.take_many(pages.len());
+        assert_eq!(frames.len(), pages.len(), "every EPC page has its frame");
         let mut buffers: Vec<_> = frames.iter_mut().map(|frame| IoSliceMut::new(&mut frame[..])).collect();
         if view.read_vectored(offset, &mut buffers).is_err() {
             // Page by page, then; what cannot be read is lost by the client's own doing.

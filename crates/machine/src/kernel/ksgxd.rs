@@ -1,15 +1,20 @@
-//! `ksgxd`: the thread that makes the EPC usable, and then reclaims pages in the background.
+//! `ksgxd`: the thread that makes the EPC usable, and then reclaims pages in the background. Now and then it gives back
+//! memory that the machine has kept for a burst that is over.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use usgx_driver::Driver;
 
+use crate::hardware::frames::Frames;
 use crate::kernel::platform::HostPlatform;
 use crate::system::System;
 
 /// How long to rest after a pass that freed nothing: everything is young, or cannot be written back.
 const REST: Duration = Duration::from_millis(1);
+
+/// How long memory is kept that nobody needs: what a burst needs again comes within that time.
+const KEEP: Duration = Duration::from_secs(1);
 
 /// Makes the EPC usable.
 pub(crate) fn sanitize(driver: &Driver<System>) {
@@ -23,12 +28,14 @@ pub(crate) fn sanitize(driver: &Driver<System>) {
 pub(crate) fn start(
     driver: Driver<System>,
     platform: Arc<HostPlatform>,
+    frames: Arc<Frames>,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("ksgxd".into()).spawn(move || {
         if !driver.is_sanitized() {
             sanitize(&driver);
         }
-        while platform.wait_for_work() {
+        let mut cooled = Instant::now();
+        while platform.wait_for_work(KEEP) {
             let mut idle_passes = 0;
             while driver.ksgxd_should_run() && !platform.is_stopped() {
                 let freed = driver.ksgxd_pass();
@@ -38,6 +45,10 @@ pub(crate) fn start(
                 if idle_passes > 64 {
                     std::thread::sleep(REST);
                 }
+            }
+            if cooled.elapsed() >= KEEP {
+                frames.cool();
+                cooled = Instant::now();
             }
         }
     })

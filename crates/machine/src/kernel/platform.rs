@@ -52,12 +52,10 @@ impl HostPlatform {
         &self.sight
     }
 
-    /// Waits until `ksgxd` is wanted; false when the machine ends. For `ksgxd`.
-    pub(crate) fn wait_for_work(&self) -> bool {
+    /// Waits until `ksgxd` is wanted, at most for `bound`; false when the machine ends. For `ksgxd`.
+    pub(crate) fn wait_for_work(&self, bound: Duration) -> bool {
         let mut clock = self.clock.lock();
-        while !clock.wanted && !clock.stopped {
-            self.alarm.wait(&mut clock);
-        }
+        self.alarm.wait_while_for(&mut clock, |clock| !clock.wanted && !clock.stopped, bound);
         clock.wanted = false;
         !clock.stopped
     }
