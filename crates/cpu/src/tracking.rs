@@ -33,13 +33,16 @@ pub trait LogicalProcessors: Send + Sync {
 pub(crate) struct Tracker {
     eid: u64,
     epoch: AtomicU64,
+    /// Pages with stamps up to this one are tracked, and stay so: whoever enters later does so in a later epoch.
+    /// A batch of pages blocked together so asks for the threads once.
+    tracked: AtomicU64,
 }
 
 impl Tracker {
     /// Starts tracking the enclave `eid` in `epoch`.
     pub(crate) fn start(eid: u64, epoch: u64, threads: &impl LogicalProcessors) -> Self {
         threads.set_epoch(eid, epoch);
-        Self { eid, epoch: AtomicU64::new(epoch) }
+        Self { eid, epoch: AtomicU64::new(epoch), tracked: AtomicU64::new(NO_STAMP) }
     }
 
     /// The current epoch. To stamp a page, read it *after* the change to the page's entry is made: a thread that
@@ -63,7 +66,15 @@ impl Tracker {
 
     /// Whether no thread can still use a translation made before `stamp` was given.
     pub(crate) fn is_tracked(&self, stamp: u64, threads: &impl LogicalProcessors) -> bool {
-        stamp < self.epoch() && threads.oldest_entry(self.eid).is_none_or(|entered| entered > stamp)
+        if stamp <= self.tracked.load(Ordering::SeqCst) {
+            return true;
+        }
+        let is_tracked =
+            stamp < self.epoch() && threads.oldest_entry(self.eid).is_none_or(|entered| entered > stamp);
+        if is_tracked {
+            self.tracked.fetch_max(stamp, Ordering::SeqCst);
+        }
+        is_tracked
     }
 
     /// Whether any thread is inside the enclave.

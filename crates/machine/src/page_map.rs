@@ -1,12 +1,16 @@
 //! A map from an enclave's page numbers to something small, for many pages.
 //!
-//! Entries live in blocks of 32: an enclave whose pages lie side by side pays little more than the entries, and a
-//! look-up is one probe for all neighbours. A page that lies alone pays for a block.
+//! Entries live in blocks of 32: an enclave whose pages lie side by side pays little more than the entries, and of
+//! neighbours that are looked up one after the other only the first is searched for. A page that lies alone pays for a
+//! block.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 /// Entries of a block.
 const BLOCK: usize = 32;
+/// No block has this number.
+const NO_BLOCK: u64 = u64::MAX;
 
 #[derive(Debug)]
 struct Block<T> {
@@ -17,13 +21,25 @@ struct Block<T> {
 /// The map.
 #[derive(Debug)]
 pub(crate) struct PageMap<T> {
-    blocks: HashMap<u64, Box<Block<T>>>,
+    /// Where in `blocks` the block with a number is.
+    places: HashMap<u64, usize>,
+    blocks: Vec<Option<Box<Block<T>>>>,
+    /// Places in `blocks` that are empty.
+    free: Vec<usize>,
+    /// The block that was found last, and its place.
+    last: Cell<(u64, usize)>,
     len: usize,
 }
 
 impl<T> Default for PageMap<T> {
     fn default() -> Self {
-        Self { blocks: HashMap::new(), len: 0 }
+        Self {
+            places: HashMap::new(),
+            blocks: Vec::new(),
+            free: Vec::new(),
+            last: Cell::new((NO_BLOCK, 0)),
+            len: 0,
+        }
     }
 }
 
@@ -37,23 +53,60 @@ impl<T> PageMap<T> {
         self.len
     }
 
+    /// Where the block with a number is.
+    fn place(&self, number: u64) -> Option<usize> {
+        let (last, place) = self.last.get();
+        if last == number {
+            return Some(place);
+        }
+        let place = *self.places.get(&number)?;
+        self.last.set((number, place));
+        Some(place)
+    }
+
+    fn block(&mut self, number: u64) -> Option<&mut Block<T>> {
+        let place = self.place(number)?;
+        self.blocks[place].as_deref_mut()
+    }
+
+    /// Makes a block that is not there.
+    fn add_block(&mut self, number: u64) -> &mut Block<T> {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.blocks.push(None);
+            self.blocks.len() - 1
+        });
+        self.places.insert(number, place);
+        self.last.set((number, place));
+        self.blocks[place].insert(Box::new(Block { entries: [const { None }; BLOCK], used: 0 }))
+    }
+
+    fn remove_block(&mut self, number: u64) {
+        if let Some(place) = self.places.remove(&number) {
+            self.blocks[place] = None;
+            self.free.push(place);
+        }
+        self.last.set((NO_BLOCK, 0));
+    }
+
     /// The entry of a page.
     pub(crate) fn get(&self, index: u64) -> Option<&T> {
-        let (block, at) = split(index);
-        self.blocks.get(&block)?.entries[at].as_ref()
+        let (number, at) = split(index);
+        self.blocks[self.place(number)?].as_ref()?.entries[at].as_ref()
     }
 
     /// The entry of a page.
     pub(crate) fn get_mut(&mut self, index: u64) -> Option<&mut T> {
-        let (block, at) = split(index);
-        self.blocks.get_mut(&block)?.entries[at].as_mut()
+        let (number, at) = split(index);
+        self.block(number)?.entries[at].as_mut()
     }
 
     /// Sets the entry of a page; returns what was there.
     pub(crate) fn insert(&mut self, index: u64, entry: T) -> Option<T> {
-        let (block, at) = split(index);
-        let empty = || Box::new(Block { entries: [const { None }; BLOCK], used: 0 });
-        let block = self.blocks.entry(block).or_insert_with(empty);
+        let (number, at) = split(index);
+        let block = match self.place(number) {
+            Some(place) => self.blocks[place].as_deref_mut().expect("a block that has a place is there"),
+            None => self.add_block(number),
+        };
         let old = block.entries[at].replace(entry);
         if old.is_none() {
             block.used += 1;
@@ -65,22 +118,25 @@ impl<T> PageMap<T> {
     /// Removes the entry of a page; an empty block is given back.
     pub(crate) fn remove(&mut self, index: u64) -> Option<T> {
         let (number, at) = split(index);
-        let block = self.blocks.get_mut(&number)?;
+        let block = self.block(number)?;
         let old = block.entries[at].take()?;
         block.used -= 1;
+        let is_empty = block.used == 0;
         self.len -= 1;
-        if block.used == 0 {
-            self.blocks.remove(&number);
+        if is_empty {
+            self.remove_block(number);
         }
         Some(old)
     }
 
     /// All entries with their pages, in any order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
-        self.blocks.iter().flat_map(|(number, block)| {
-            let first = number * BLOCK as u64;
-            (first..).zip(&block.entries).filter_map(|(index, entry)| Some((index, entry.as_ref()?)))
-        })
+        self.places.iter().filter_map(|(number, place)| Some((number, self.blocks[*place].as_ref()?))).flat_map(
+            |(number, block)| {
+                let first = number * BLOCK as u64;
+                (first..).zip(&block.entries).filter_map(|(index, entry)| Some((index, entry.as_ref()?)))
+            },
+        )
     }
 
     /// Removes all entries.
@@ -119,6 +175,6 @@ mod tests {
             *pages.get_mut(index).expect("is there") += 1;
             pages.remove(index);
         }
-        assert!(pages.blocks.is_empty(), "empty blocks are given back");
+        assert!(pages.blocks.iter().all(Option::is_none), "empty blocks are given back");
     }
 }

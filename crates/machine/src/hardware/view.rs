@@ -40,8 +40,8 @@ const MAX_SPARED: u8 = 2;
 /// This many TCS entries of a window stay unused after they were in use, the last ones: a thread that has looked at
 /// one before it was taken away then finds it empty, rather than with another TCS in it.
 const RESTING_TCS: usize = 64;
-/// Most pages in one `preadv`.
-const BATCH: usize = 64;
+/// Most pages that are taken out of a view together: as many as a reclaim pass has at most.
+const BATCH: usize = 256;
 
 /// Who asks for a page: through whose page tables it comes, and whose clock ticks.
 pub(crate) struct Faulter<'a> {
@@ -375,11 +375,12 @@ impl View {
         {
             let mut books = self.books.lock();
             let Books { mapped: all, clocks, .. } = &mut *books;
+            let mut recent = Recent::new(clocks);
             for ((addr, page), young) in pages.iter().zip(young) {
                 let mapped = self.index(*addr).and_then(|(_, index)| all.get_mut(index.into()));
                 *young = mapped.is_some();
                 let Some(mapped) = mapped else { continue };
-                if mapped.spared < MAX_SPARED && is_recent(clocks, mapped) {
+                if mapped.spared < MAX_SPARED && recent.has(mapped) {
                     mapped.spared += 1;
                 } else {
                     old.push((*addr, *page));
@@ -405,10 +406,31 @@ impl View {
     }
 }
 
-/// Whether a page is among the last that the thread faulted in that needed it.
-fn is_recent(clocks: &HashMap<u32, Weak<FaultClock>>, mapped: &Mapped) -> bool {
-    let clock = clocks.get(&mapped.clock).and_then(Weak::upgrade);
-    clock.is_some_and(|clock| clock.now().wrapping_sub(mapped.faulted) < RECENT_FAULTS)
+/// Tells whether pages are among the last that the thread faulted in that needed them. Neighbours are usually one
+/// thread's.
+struct Recent<'a> {
+    clocks: &'a HashMap<u32, Weak<FaultClock>>,
+    /// The clock that was looked at last, and its time unless its thread is gone.
+    last: Option<(u32, Option<u32>)>,
+}
+
+impl<'a> Recent<'a> {
+    fn new(clocks: &'a HashMap<u32, Weak<FaultClock>>) -> Self {
+        Self { clocks, last: None }
+    }
+
+    fn has(&mut self, mapped: &Mapped) -> bool {
+        let now = match self.last {
+            Some((clock, now)) if clock == mapped.clock => now,
+            _ => {
+                let clock = self.clocks.get(&mapped.clock).and_then(Weak::upgrade);
+                let now = clock.map(|clock| clock.now());
+                self.last = Some((mapped.clock, now));
+                now
+            }
+        };
+        now.is_some_and(|now| now.wrapping_sub(mapped.faulted) < RECENT_FAULTS)
+    }
 }
 
 impl Books {
