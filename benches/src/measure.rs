@@ -121,9 +121,9 @@ impl Measured {
         }
     }
 
-    /// Whether even the low end of the ratio's interval is beyond its bound.
+    /// Whether the ratio is beyond its bound.
     pub(crate) fn exceeds_bound(&self) -> bool {
-        self.ratio_low.zip(self.bound).is_some_and(|(ratio, bound)| ratio > bound)
+        self.ratio.zip(self.bound).is_some_and(|(ratio, bound)| ratio > bound)
     }
 }
 

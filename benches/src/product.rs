@@ -121,6 +121,22 @@ impl Machine {
         Ok(bytes)
     }
 
+    /// [`memory`](Self::memory), when the machine has given back what it keeps for a moment in case that it is needed
+    /// again: when there has not become less for a while.
+    pub(crate) fn idle_memory(&self) -> Result<u64> {
+        let (start, mut least) = (Instant::now(), self.memory()?);
+        while start.elapsed() < PATIENCE {
+            // Longer than the two seconds in which the machine notices that nobody needs it.
+            sleep(Duration::from_millis(2500));
+            let now = self.memory()?;
+            if now >= least {
+                return Ok(now);
+            }
+            least = now;
+        }
+        bail!("the machine's memory does not come to rest")
+    }
+
     /// Starts the measured program under this machine.
     pub(crate) fn program(self: &Rc<Self>) -> Result<Program> {
         let mut process = Command::new(&self.binary)

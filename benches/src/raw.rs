@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "signal handlers, fork and mappings are unsafe by nature")]
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSliceMut, Read as _, Write as _};
 use std::ops::Deref;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FallocateFlags, MemfdFlags};
+use usgx_sys::arena::Frame;
+use usgx_sys::memfd::Memfd;
 
 /// Bytes of a page.
 pub(crate) const PAGE_SIZE: usize = 4096;
@@ -265,10 +267,13 @@ pub(crate) struct Space {
 /// The space is a mapping that lives as long as this value.
 pub(crate) struct View(Space);
 
-/// A [`Space`] of another process, which does nothing else than have it. What is done to it goes through that
+/// A [`Space`] of another process, which does nothing else than use it. What is done to it goes through that
 /// process's userfaultfd, as the machine does it.
 pub(crate) struct ForeignView {
     space: Space,
+    /// The same file, as the machine holds it.
+    memory: Memfd,
+    requests: OwnedFd,
     child: Child,
 }
 
@@ -281,17 +286,33 @@ impl ForeignView {
             let Ok(view) = View::new(pages) else { return };
             let fds = [view.uffd.as_fd(), view.file.as_fd()];
             let _ = usgx_sys::socket::send(&far, &view.start.to_le_bytes(), &fds);
-            drop(far);
-            loop {
-                std::thread::park();
+            while usgx_sys::socket::receive_waiting(&far, &mut [0]).is_ok_and(|request| request.length == 1) {
+                let answer = u8::from(view.map_and_touch().is_ok());
+                let _ = usgx_sys::socket::send(&far, &[answer], &[]);
             }
         })?;
         let mut start = [0; size_of::<usize>()];
         let received = usgx_sys::socket::receive_waiting(&near, &mut start)?;
         let [uffd, file] =
             <[OwnedFd; 2]>::try_from(received.fds).ok().context("the other process has no view")?;
+        let memory = Memfd::from(file.try_clone()?);
         let space = Space { uffd, file: File::from(file), start: usize::from_le_bytes(start), pages };
-        Ok(Self { space, child })
+        Ok(Self { space, memory, requests: near, child })
+    }
+
+    /// Has the process map all pages, none of which is there, and touch them.
+    pub(crate) fn map_all(&self) -> Result<()> {
+        usgx_sys::socket::send(&self.requests, &[1], &[])?;
+        let mut answer = [0];
+        usgx_sys::socket::receive_waiting(&self.requests, &mut answer)?;
+        ensure!(answer == [1], "the other process cannot map its pages");
+        Ok(())
+    }
+
+    /// Reads pages' bytes into frames, by the call that the machine makes.
+    pub(crate) fn copy_to(&self, page: usize, frames: &mut [Frame]) -> Result<()> {
+        let mut buffers: Vec<_> = frames.iter_mut().map(|frame| IoSliceMut::new(&mut frame[..])).collect();
+        Ok(self.memory.read_vectored((page * PAGE_SIZE) as u64, &mut buffers)?)
     }
 }
 
@@ -339,6 +360,20 @@ impl View {
         let register = [view.address(0)?, length as u64, uffd::MODE_MISSING | uffd::MODE_WP, 0];
         view.ioctl(uffd::UFFDIO_REGISTER, &mut { register })?;
         Ok(view)
+    }
+}
+
+impl View {
+    /// Maps all pages, none of which is there, and touches them.
+    fn map_and_touch(&self) -> Result<()> {
+        let content = Box::new([0x5a; PAGE_SIZE]);
+        for page in 0..self.0.pages {
+            self.copy_in(page, &content)?;
+            let word = ptr::with_exposed_provenance::<u64>(self.0.start + page * PAGE_SIZE);
+            // SAFETY: within the mapping, by the invariant, and the page is there.
+            unsafe { word.read_volatile() };
+        }
+        Ok(())
     }
 }
 

@@ -51,25 +51,31 @@ pub(crate) fn fault(effort: Effort) -> Result<Activity> {
     }))
 }
 
-/// Pages that the program touches between two pauses: what one reclaim pass frees.
+/// Pages that the program touches between two pauses: a few, so that it seldom meets ksgxd at work.
 const CHUNK: usize = 2;
 /// Microseconds of such a pause.
-const PAUSE: usize = 60;
+const PAUSE: usize = 150;
+/// How often a turn goes round the EPC. The reclaimer unmaps all pages in one go and then evicts them one by one, so
+/// that a turn must have its share of both.
+const LAPS: usize = 4;
 /// How often to measure again when a thread of the program had to reclaim for itself.
 const TRIES: u32 = 20;
+
+/// Pages of the EPC while reclaim is measured.
+pub(crate) const RECLAIM_EPC: usize = 2048;
 
 /// The reclaim of a page by ksgxd: time of its thread for each page that it evicts. The program touches pages in turn,
 /// and slowly enough.
 pub(crate) fn reclaim(effort: Effort) -> Result<Activity> {
-    let (epc, pages) = if effort.is_small { (256, 512) } else { (1024, 4096) };
+    let epc = if effort.is_small { 256 } else { RECLAIM_EPC };
+    let pages = 4 * epc;
     let machine = Machine::start(epc)?;
     let mut program = machine.program()?;
     program.prepare("measured", Image { data_pages: pages, measured: false })?;
     program.step("load measured")?;
     let mut next = 0;
     Ok(Box::new(move |times| {
-        // A few wakes of ksgxd at least.
-        let count = (times as usize).next_multiple_of(CHUNK).max(4 * 2 * CHUNK);
+        let count = (times as usize).next_multiple_of(CHUNK).max(LAPS * epc);
         for _ in 0..TRIES {
             let (before, time_before) = (machine.stats()?, machine.thread_time("ksgxd")?);
             program.step(&format!("stroll measured {next} {count} {CHUNK} {PAUSE}"))?;
@@ -101,13 +107,15 @@ pub(crate) fn load(pages: usize) -> Result<Activity> {
     }))
 }
 
-/// What an enclave page costs the machine beside its contents: while it is resident, mapped, or evicted.
+/// What an enclave page costs the machine beside its contents, while it is resident, mapped, or evicted and the machine
+/// is idle.
 pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
     let data_pages = if effort.is_small { 4096 } else { 1 << 16 };
     // On small input the machine's own growth is larger than what is measured.
     let bound = if effort.is_small { 4096.0 } else { BYTES_BOUND };
     let image = Image { data_pages, measured: false };
     let (pages, contents) = (image.pages() as f64, (image.pages() * PAGE_SIZE) as f64);
+    let held = |machine: &Machine| if effort.is_small { machine.memory() } else { machine.idle_memory() };
     let mut results = Vec::new();
     let mut most_held = 0.0_f64;
     let mut note = |state: &str, before: u64, after: u64| {
@@ -132,7 +140,7 @@ pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
         machine.wait_until(|stats| stats.enclaves == 0)?;
         let before = match before {
             Some(before) => before,
-            None => *before.insert(machine.memory()?),
+            None => *before.insert(held(&machine)?),
         };
         program.step("load large")?;
         for state in states {
@@ -145,7 +153,7 @@ pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
                 (client.evicted_pages == 0, stats.mapped_pages >= data_pages as u64);
             let wanted = (*state != "evicted", *state == "mapped");
             ensure!((is_resident, is_mapped) == wanted, "{state}: {stats:#?}");
-            note(state, before, machine.memory()?);
+            note(state, before, held(&machine)?);
         }
     }
     let name = "contents held (bytes)";

@@ -1,13 +1,16 @@
 //! The least that it takes to give a process a page, and to take it back without losing a write.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use usgx_sys::arena::{Arena, Frame};
 
 use crate::floors::crypto::{page_key, seal_page};
 use crate::floors::raw::FaultingMemory;
 use crate::measure::{Activity, timed};
 use crate::raw::{ForeignView, PAGE_SIZE, View, thread_time};
+use crate::work::RECLAIM_EPC;
 
 /// Pages in turn, so that no time is spent on one page's cache lines alone.
 const PAGES: usize = 256;
@@ -70,36 +73,41 @@ pub(crate) fn fault() -> Result<Activity> {
     }))
 }
 
-/// Pages that are taken away together: a reclaim pass of the driver.
-const BATCH: usize = 16;
+/// Pages that are taken away together: what is missing to the high mark of such an EPC when ksgxd wakes, and so what a
+/// pass takes.
+const BATCH: usize = 128;
 /// Pages that are mapped before the first is taken away: as many as the EPC has while the work is measured, so that
 /// caches hold as little of them.
-const RESIDENT: usize = 1024;
+const RESIDENT: usize = RECLAIM_EPC;
+/// Batches that are taken away before one is encrypted: with its second chance, a page rests unmapped in the EPC.
+const RESTING: usize = RESIDENT / BATCH / 2;
 
-/// The least of a reclaim: pages of another process are write-protected, copied out and punched, and encrypted. Time
-/// of the thread, as for the work.
+/// The least of a reclaim: pages that another process has mapped and touched are write-protected, copied into frames and
+/// punched, and encrypted when they have rested. The frames are the product's. Time of the thread, as for the work.
 pub(crate) fn reclaim() -> Result<Activity> {
     let (view, key) = (ForeignView::new(RESIDENT)?, page_key()?);
-    let content = Box::new([0x5a; PAGE_SIZE]);
-    let mut frames = vec![0; RESIDENT * PAGE_SIZE];
+    let arena = Arena::new(RESIDENT, RESIDENT)?;
+    let mut resting: VecDeque<Vec<Frame>> = (0..RESTING).map(|_| arena.take_many(BATCH)).collect();
     let (mut count, mut next) = (0, RESIDENT);
     Ok(Box::new(move |times| {
         let mut time = Duration::ZERO;
         for _ in 0..times.div_ceil(BATCH as u32) {
             if next == RESIDENT {
-                (0..RESIDENT).try_for_each(|page| view.copy_in(page, &content))?;
+                view.map_all()?;
                 next = 0;
             }
-            let batch = &mut frames[next * PAGE_SIZE..][..BATCH * PAGE_SIZE];
+            let mut frames = arena.take_many(BATCH);
+            let mut rested = resting.pop_front().context("some always rest")?;
             let before = thread_time()?;
             view.write_protect(next, BATCH)?;
-            view.copy_out(next, batch)?;
+            view.copy_to(next, &mut frames)?;
             view.punch(next, BATCH)?;
-            for page in batch.chunks_exact_mut(PAGE_SIZE) {
+            for page in &mut rested {
                 count += 1;
-                seal_page(&key, count, page)?;
+                seal_page(&key, count, &mut page[..])?;
             }
             time += thread_time()? - before;
+            resting.push_back(frames);
             next += BATCH;
         }
         Ok(time.mul_f64(f64::from(times) / f64::from(times.next_multiple_of(BATCH as u32))))

@@ -131,12 +131,13 @@ impl<T> PageMap<T> {
 
     /// All entries with their pages, in any order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
-        self.places.iter().filter_map(|(number, place)| Some((number, self.blocks[*place].as_ref()?))).flat_map(
-            |(number, block)| {
+        self.places
+            .iter()
+            .filter_map(|(number, place)| Some((number, self.blocks[*place].as_ref()?)))
+            .flat_map(|(number, block)| {
                 let first = number * BLOCK as u64;
                 (first..).zip(&block.entries).filter_map(|(index, entry)| Some((index, entry.as_ref()?)))
-            },
-        )
+            })
     }
 
     /// Removes all entries.
