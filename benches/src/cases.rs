@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::flat;
 use crate::floors::{crypto, paging, round_trip, signal};
 use crate::measure::{Case, Effort, Measured};
 use crate::raw::Wake;
@@ -15,10 +16,12 @@ pub(crate) enum Make {
     Work(fn(Effort) -> Result<Case>),
     /// Sizes, once.
     Sizes(fn(Effort) -> Result<Vec<Measured>>),
+    /// Several measurements that take long: only where their name is asked for. Needs nothing of the product.
+    Large(fn(Effort) -> Result<Vec<Measured>>),
 }
 
 /// All of them, in the order in which they are reported.
-pub(crate) const ALL: [(&str, Make); 15] = [
+pub(crate) const ALL: [(&str, Make); 17] = [
     ("trap and return by signal", Make::Floor(|| Ok(Case::floor(signal::traps(1)?)))),
     ("round trip by slot", Make::Floor(|| Ok(Case::floor(round_trip::slot()?)))),
     ("round trip by futex", Make::Floor(|| Ok(Case::floor(round_trip::shared(Wake::Futex)?)))),
@@ -43,6 +46,8 @@ pub(crate) const ALL: [(&str, Make); 15] = [
     ),
     ("load_256m", Make::Work(load)),
     ("memory_per_page", Make::Sizes(work::memory)),
+    ("page_cost", Make::Large(flat::whole)),
+    ("page_books", Make::Large(flat::books)),
 ];
 
 /// On small input: 4 MiB.

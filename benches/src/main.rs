@@ -7,9 +7,11 @@
 //! - `cases` lists what is measured against which: `floors/` are the floors, `work` is what the product does;
 //! - `product` starts a machine and a program under it, `guest/` is that program;
 //! - `measure` takes turns, `statistics` makes medians and intervals of the rounds, `report` prints them;
+//! - `flat/` asks whether a page costs the same in every EPC, without a machine;
 //! - `raw` has the system calls.
 
 mod cases;
+mod flat;
 mod floors;
 mod guest;
 mod measure;
@@ -56,7 +58,11 @@ fn main() -> Result<()> {
         if arguments.filter.as_ref().is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
         }
-        let needs_product = !matches!(make, Make::Floor(_));
+        if matches!(make, Make::Large(_)) && arguments.filter.is_none() && !arguments.smoke {
+            println!("by hand: {name}");
+            continue;
+        }
+        let needs_product = !matches!(make, Make::Floor(_) | Make::Large(_));
         if arguments.smoke
             && needs_product
             && let Err(reason) = product::binary()
@@ -71,7 +77,7 @@ fn main() -> Result<()> {
         match make {
             Make::Floor(make) => results.push(measure(make())?),
             Make::Work(make) => results.push(measure(make(effort))?),
-            Make::Sizes(make) => {
+            Make::Sizes(make) | Make::Large(make) => {
                 results.extend(make(effort).with_context(|| format!("measuring {name}"))?);
             }
         }

@@ -10,7 +10,16 @@ fn every_measurement_still_works() {
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("{out}");
     assert!(output.status.success(), "{errors}");
-    for name in ["ecall_vdso", "ecall_raw", "epc_fault", "reclaim", "load_256m", "memory_per_page"] {
+    for name in [
+        "ecall_vdso",
+        "ecall_raw",
+        "epc_fault",
+        "reclaim",
+        "load_256m",
+        "memory_per_page",
+        "page_cost",
+        "page_books",
+    ] {
         assert!(out.contains(name), "{name} is neither measured nor skipped:\n{out}");
     }
 }

@@ -33,7 +33,10 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("usgx-testkit", &["usgx-isa", "usgx-epc", "usgx-driver", "usgx-cpu"]),
     ("usgx-lab", &["usgx-isa", "usgx-epc", "usgx-driver", "usgx-cpu", "usgx-testkit"]),
     ("usgx-nostd", &["usgx-isa", "usgx-epc", "usgx-driver"]),
-    ("usgx-bench", &["usgx-isa", "usgx-wire", "usgx-sys", "usgx-machine", "usgx-testkit"]),
+    (
+        "usgx-bench",
+        &["usgx-isa", "usgx-driver", "usgx-cpu", "usgx-wire", "usgx-sys", "usgx-machine", "usgx-testkit"],
+    ),
     ("usgx-e2e", &[]),
     ("xtask", &[]),
 ];
