@@ -16,6 +16,7 @@
  *     fill SEED       writes a word into each page of the heap
  *     sweep SEED      reads them: prints how many are right, wrong, or refused by an exception
  *     spin            a thread counts inside the enclave for ever; prints ten times a second how far it has come, if it has
+ *     move SEED       moves some pages of the heap's mapping away and back; prints what becomes of them
  *     hold            prints "holding" and waits for a line on standard input
  *
  * All streams of this kit hold the same code. It takes requests only from a program that knows its number, and
@@ -772,6 +773,26 @@ static void sweep(uint64_t seed)
 	printf("swept: %lu right, %lu wrong, %lu refused, first %ld\n", right, wrong, refused, (long)first);
 }
 
+static const char *moved(void *from, size_t old, size_t new, int flags, void *to)
+{
+	return mremap(from, old, new, MREMAP_MAYMOVE | flags, to) == MAP_FAILED ? strerrorname_np(errno) : "fine";
+}
+
+static void move(uint64_t seed)
+{
+	const size_t some = 4 * PAGE;
+	uint8_t *there = base + heap + 2 * PAGE;
+	void *away = mmap(NULL, some, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	printf("grown: %s, copied: %s, kept: %s\n", moved(there, PAGE, 2 * PAGE, 0, NULL),
+	       moved(there, 0, PAGE, 0, NULL), moved(there, PAGE, PAGE, MREMAP_DONTUNMAP, NULL));
+	sweep(seed);
+	printf("moved: %s\n", moved(there, some, some, MREMAP_FIXED, away));
+	sweep(seed);
+	printf("moved back: %s\n", moved(away, some, some, MREMAP_FIXED, there));
+	sweep(seed);
+}
+
 /* Everything but the heap is used before, so that what is evicted by then is heap. */
 static void hold(void)
 {
@@ -848,6 +869,9 @@ static void take_steps(char **arguments)
 			at++;
 		} else if (!strcmp(step, "sweep")) {
 			sweep(strtoull(first, NULL, 0));
+			at++;
+		} else if (!strcmp(step, "move")) {
+			move(strtoull(first, NULL, 0));
 			at++;
 		} else if (!strcmp(step, "prove") && second && arguments[at + 2]) {
 			prove(first, second, strtoull(arguments[at + 2], NULL, 0));

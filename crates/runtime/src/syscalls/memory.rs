@@ -418,7 +418,8 @@ pub fn munmap(thread: &mut Thread, args: [u64; 6]) -> i64 {
     result
 }
 
-/// `mremap`. A moved enclave page is unusable on hardware, too, so the new place becomes a placeholder.
+/// `mremap`. A moved enclave page is unusable on hardware, too, so a new place outside of the enclave becomes a
+/// placeholder.
 pub fn mremap(thread: &mut Thread, args: [u64; 6]) -> i64 {
     const MREMAP_FIXED: u64 = 2;
     const MREMAP_DONTUNMAP: u64 = 4;
@@ -467,6 +468,8 @@ pub fn mremap(thread: &mut Thread, args: [u64; 6]) -> i64 {
         forget_locked(thread, new, new + new_len);
         let moved = Mapping { start: new, end: new + new_len, placeholder: true, ..mapping };
         enclaves::replace_locked(new, new + new_len, Some(moved));
+        // Back at its own place, a page can be used. Where that does not work it faults, as anywhere else.
+        let _ = realize_locked(thread, &moved);
     }
     munmap(thread, [old, new_len, 0, 0, 0, 0]);
     new as i64

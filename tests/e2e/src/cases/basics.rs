@@ -20,7 +20,7 @@ const GOODBYE: Duration = Duration::from_secs(3);
 
 type Test = fn(&Stage, User) -> Result<Verdict>;
 
-const TESTS: [(&str, Test); 20] = [
+const TESTS: [(&str, Test); 21] = [
     ("pid is the program's own", pid_is_the_programs_own),
     ("a signal's death is a shell's 139", death_by_signal_in_a_shell),
     ("a signal sent to the pid reaches the program", signal_reaches_the_program),
@@ -39,6 +39,7 @@ const TESTS: [(&str, Test); 20] = [
     ("a program that cannot be read is 126, or runs", unreadable),
     ("a directory is 126", directory),
     ("a file that is no program is 126", no_program),
+    ("what another tracer holds cannot run", held_by_another_tracer),
     ("nothing is left behind", nothing_is_left_behind),
     ("only ordinary users run without new privileges", new_privileges),
 ];
@@ -217,6 +218,19 @@ fn program_of_32_bits(stage: &Stage, user: User) -> Result<Verdict> {
     (header[28], header[40], header[42], header[44]) = (52, 52, 32, 1);
     let path = write(stage, user, "program-of-32-bits", &header, 0o755)?;
     refused(stage, user, &path, 126)
+}
+
+fn held_by_another_tracer(stage: &Stage, user: User) -> Result<Verdict> {
+    let around = stage.program("around", Link::Static);
+    let mut directly = stage.command(user, around);
+    let outcome = process::run(directly.args(["/bin/echo", "untouched"]), b"", SHORT)?;
+    expect(&outcome, 0, "untouched\n")?;
+    let mut under = stage.command(user, around);
+    let outcome = process::run(under.arg(stage.usgx()).args(["run", "--", "/bin/echo", "run"]), b"", SHORT)?;
+    let verdict = expect(&outcome, 125, "")?;
+    let message = outcome.errors();
+    ensure!(message.contains("already traces") && message.contains("usgx run -- strace"), "{message}");
+    Ok(verdict)
 }
 
 fn new_privileges(stage: &Stage, user: User) -> Result<Verdict> {

@@ -24,7 +24,8 @@ const TOO_MANY: &str = "8192";
 
 pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     type Test = fn(&Stage, User) -> Result<Verdict>;
-    let for_each_user: [(&str, Test); 3] = [
+    let for_each_user: [(&str, Test); 4] = [
+        ("a mapping that is moved can be used when it is back", mapping_moves),
         ("an enclave twice as big as the EPC keeps its contents", twice_the_epc),
         ("a fork shares an enclave that is paged out", fork_shares),
         ("an enclave in constant motion keeps its contents", constant_motion),
@@ -76,6 +77,18 @@ fn twice_the_epc(stage: &Stage, user: User) -> Result<Verdict> {
 fn fork_shares(stage: &Stage, user: User) -> Result<Verdict> {
     let mut command = worker(stage, user, &["--epc", EPC], TOO_MANY, "fill 1 fork 1 verify 2");
     expect(&process::run(&mut command, b"", LONG)?, 0, "built\nfilled\nshared\nverified\ndone\n")
+}
+
+fn mapping_moves(stage: &Stage, user: User) -> Result<Verdict> {
+    let kit = files(stage, "roomy:200", &format!("moves-{}", user.name()))?;
+    let mut command = stage.run(user, &["--epc", "256K"], stage.program("enclave_kit", Link::Dynamic));
+    command.arg("load").args(kit).args(["fill", "7", "move", "7"]);
+    let all = "swept: 200 right, 0 wrong, 0 refused, first -1\n";
+    let output = format!(
+        "loaded\nfilled\ngrown: EFAULT, copied: EFAULT, kept: EINVAL\n{all}moved: fine\n\
+         swept: 196 right, 0 wrong, 4 refused, first 2\nmoved back: fine\n{all}done\n"
+    );
+    expect(&process::run(&mut command, b"", LONG)?, 0, &output)
 }
 
 fn constant_motion(stage: &Stage, user: User) -> Result<Verdict> {
