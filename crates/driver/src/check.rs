@@ -15,6 +15,8 @@ impl<M: Machine> Driver<M> {
     pub fn check_invariants(&self) {
         self.0.epc.check_invariants();
         let owned: usize = self.0.enclaves().iter().map(|enclave| enclave.check()).sum();
+        let waits = self.0.enclaves().iter().any(|enclave| enclave.wants_root());
+        let evicted: u64 = self.0.enclaves().iter().map(|enclave| enclave.lock().va.nr_evicted()).sum();
         let (epc, roots) = (self.0.epc.stats(), self.0.roots.lock());
         for page in roots.pages() {
             assert_eq!(self.0.epc.state(page), PageState::Owned, "root VA pages are not reclaimable");
@@ -24,9 +26,7 @@ impl<M: Machine> Driver<M> {
             owned, epc.used,
             "every page in use belongs to an enclave that is open, or is a root VA page"
         );
-        let waits = self.0.enclaves().iter().any(|enclave| enclave.wants_root());
         assert!(!waits || roots.has_room(), "VA pages of idle enclaves find a root slot");
-        let evicted: u64 = self.0.enclaves().iter().map(|enclave| enclave.lock().va.nr_evicted()).sum();
         assert_eq!(evicted, roots.nr_used(), "VA pages that are out and root slots in use");
     }
 }

@@ -5,8 +5,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use lock_api::Mutex;
-use usgx_epc::{Epc, NodeStats, NotEpc, Platform, Poisoned};
+use usgx_epc::{Epc, NodeStats, NotEpc, OrderedMutex, Poisoned};
 use usgx_isa::{Encls, EpcPage};
 
 use crate::config::Config;
@@ -18,8 +17,18 @@ use crate::roots::Roots;
 use crate::seams::{EnclaveId, Machine};
 use crate::stats::{EnclaveStats, Stats, Tally};
 
-/// The mutex that a machine's platform provides.
-pub(crate) type RawMutexOf<M> = <<M as Machine>::Platform as Platform>::RawMutex;
+/// A mutex of a machine's platform.
+pub(crate) type MutexOf<M, T> = OrderedMutex<<M as Machine>::Platform, T>;
+
+/// The order of the driver's locks; the EPC manager's come after them.
+pub(crate) mod rank {
+    use usgx_epc::Rank;
+
+    /// Nothing is held when it is taken.
+    pub(crate) const REGISTRY: Rank = Rank::new(0, "registry");
+    pub(crate) const STATE: Rank = Rank::new(10, "enclave.state");
+    pub(crate) const ROOTS: Rank = Rank::new(90, "roots");
+}
 
 /// Times that `shrink` goes over all pages, at most.
 const SHRINK_ROUNDS: usize = 16;
@@ -34,10 +43,10 @@ pub(crate) struct Kernel<M: Machine> {
     pub(crate) config: Config,
     pub(crate) tally: Tally,
     pub(crate) va_pages: AtomicU64,
-    pub(crate) roots: Mutex<RawMutexOf<M>, Roots>,
+    pub(crate) roots: MutexOf<M, Roots>,
     next_id: AtomicU64,
     /// Which enclaves there are. Weak: being listed keeps no enclave alive.
-    registry: Mutex<RawMutexOf<M>, BTreeMap<EnclaveId, Weak<Inner<M>>>>,
+    registry: MutexOf<M, BTreeMap<EnclaveId, Weak<Inner<M>>>>,
 }
 
 impl<M: Machine> Kernel<M> {
@@ -93,9 +102,9 @@ impl<M: Machine> Driver<M> {
             config,
             tally: Tally::default(),
             va_pages: AtomicU64::new(0),
-            roots: Mutex::new(Roots::default()),
+            roots: OrderedMutex::new(rank::ROOTS, Roots::default()),
             next_id: AtomicU64::new(1),
-            registry: Mutex::new(BTreeMap::new()),
+            registry: OrderedMutex::new(rank::REGISTRY, BTreeMap::new()),
         }))
     }
 

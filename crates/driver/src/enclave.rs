@@ -8,10 +8,10 @@
 use alloc::sync::{Arc, Weak};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-use lock_api::{Mutex, MutexGuard};
+use usgx_epc::{OrderedGuard, OrderedMutex};
 use usgx_isa::EpcPage;
 
-use crate::driver::{Kernel, RawMutexOf};
+use crate::driver::{Kernel, MutexOf, rank};
 use crate::event::Event;
 use crate::page::Place;
 use crate::seams::{AddressSpaces, BackingStore, EnclaveId, Machine};
@@ -27,7 +27,7 @@ pub(crate) enum Phase {
     Initialized,
 }
 
-pub(crate) type Guard<'a, M> = MutexGuard<'a, RawMutexOf<M>, State>;
+pub(crate) type Guard<'a, M> = OrderedGuard<'a, <M as Machine>::Platform, State>;
 
 /// What all references to an enclave share.
 pub(crate) struct Inner<M: Machine> {
@@ -39,7 +39,7 @@ pub(crate) struct Inner<M: Machine> {
     phase: AtomicU8,
     base: AtomicU64,
     size: AtomicU64,
-    state: Mutex<RawMutexOf<M>, State>,
+    state: MutexOf<M, State>,
     tally: Tally,
 }
 
@@ -53,7 +53,7 @@ impl<M: Machine> Inner<M> {
             phase: AtomicU8::new(Phase::Fresh as u8),
             base: AtomicU64::new(0),
             size: AtomicU64::new(0),
-            state: Mutex::new(State::default()),
+            state: OrderedMutex::new(rank::STATE, State::default()),
             tally: Tally::default(),
         })
     }

@@ -17,6 +17,8 @@
 //! registry           of the driver: which enclaves there are; takes nothing and nothing is held
 //! ```
 //!
+//! Builds with debug assertions check it (`usgx_epc::Rank`).
+//!
 //! No lock is held in a call to a [`Caller`] or in [`AddressSpaces::kick`]: both may wait for a client.
 
 #![no_std]
@@ -63,4 +65,4 @@ pub use seams::{
     AddressSpaces, BackingStore, Caller, Efault, EnclaveId, Machine, MapFailed, SourceError, StoreError,
 };
 pub use stats::{Counts, EnclaveStats, Stats};
-pub use usgx_epc::{NodeStats, Platform, Poisoned, Policy, SectionConfig};
+pub use usgx_epc::{HeldLocks, NodeStats, Platform, Poisoned, Policy, Rank, SectionConfig, check_none_held};

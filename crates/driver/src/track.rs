@@ -3,6 +3,7 @@
 //! ETRACK starts a cycle; it is complete when every thread that was inside has left once, which a kick brings
 //! about. Source: Linux, arch/x86/kernel/cpu/sgx/ioctl.c; SDM volume 3D, "ETRACK".
 
+use usgx_epc::check_none_held;
 use usgx_isa::Encls;
 
 use crate::enclave::Inner;
@@ -24,6 +25,7 @@ impl<M: Machine> Inner<M> {
 
     /// Makes every thread leave once. No lock may be held.
     pub(crate) fn kick(&self) {
+        check_none_held::<M::Platform>("a kick");
         self.note(Event::Kick);
         self.kernel.spaces.kick(self.id);
     }

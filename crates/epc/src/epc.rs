@@ -5,12 +5,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 
-use lock_api::Mutex;
 use usgx_isa::EpcPage;
 
 use crate::counters::{Counters, EpcStats, NodeStats};
 use crate::lru::Lru;
 use crate::nodes::Nodes;
+use crate::order::{OrderedMutex, Rank};
 use crate::owner::PageOwner;
 use crate::platform::Platform;
 use crate::poison::Poison;
@@ -46,8 +46,8 @@ pub struct InReclaim;
 pub struct Epc<P: Platform, O: PageOwner> {
     pub(crate) platform: Arc<P>,
     pub(crate) states: Box<[StateCell]>,
-    pub(crate) nodes: Nodes<P::RawMutex>,
-    pub(crate) lru: Mutex<P::RawMutex, Lru<O>>,
+    pub(crate) nodes: Nodes<P>,
+    pub(crate) lru: OrderedMutex<P, Lru<O>>,
     pub(crate) counters: Counters,
     pub(crate) poison: Poison,
     pub(crate) policy: Policy,
@@ -75,7 +75,7 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
             platform,
             states,
             nodes: Nodes::new(sections),
-            lru: Mutex::new(Lru::new(span)),
+            lru: OrderedMutex::new(Rank::LRU, Lru::new(span)),
             counters: Counters::default(),
             poison: Poison::new(span),
             policy,

@@ -15,7 +15,7 @@
 //!     node.free            innermost, takes nothing
 //! ```
 //!
-//! [`PageOwner::get`] is the one call made with `lru` held: it may take no lock.
+//! Each lock has its [`Rank`], which builds with debug assertions check. [`PageOwner::get`] is the one call made with `lru` held: it may take no lock.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -27,6 +27,7 @@ mod counters;
 mod epc;
 mod lru;
 mod nodes;
+mod order;
 mod owner;
 mod platform;
 mod poison;
@@ -38,6 +39,7 @@ mod state;
 pub use allocate::{AllocError, Reclaim};
 pub use counters::{EpcStats, NodeStats};
 pub use epc::{Epc, InReclaim, SectionConfig};
+pub use order::{HeldLocks, OrderedGuard, OrderedMutex, Rank, check_none_held};
 pub use owner::{Age, HeldOwner, PageOwner, Victim, Written};
 pub use platform::Platform;
 pub use poison::{NotEpc, Poisoned};

@@ -9,31 +9,32 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use lock_api::{Mutex, MutexGuard, RawMutex};
 use usgx_isa::EpcPage;
 
 use crate::counters::NodeStats;
 use crate::epc::SectionConfig;
+use crate::order::{OrderedGuard, OrderedMutex, Rank};
+use crate::platform::Platform;
 use crate::poison::Poison;
 use crate::state::{PageState, StateCell};
 
 /// A node that has EPC.
-struct Node<R> {
+struct Node<P: Platform> {
     id: usize,
     total: usize,
-    free: Mutex<R, VecDeque<EpcPage>>,
+    free: OrderedMutex<P, VecDeque<EpcPage>>,
     hits: AtomicU64,
     misses: AtomicU64,
     foreign: AtomicU64,
     freed: AtomicU64,
 }
 
-impl<R: RawMutex> Node<R> {
+impl<P: Platform> Node<P> {
     fn new(id: usize, total: usize) -> Self {
         Self {
             id,
             total,
-            free: Mutex::new(VecDeque::with_capacity(total)),
+            free: OrderedMutex::new(Rank::FREE, VecDeque::with_capacity(total)),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             foreign: AtomicU64::new(0),
@@ -50,12 +51,12 @@ impl<R: RawMutex> Node<R> {
 }
 
 /// All nodes with EPC, ascending by number, and the map from page to node.
-pub(crate) struct Nodes<R> {
+pub(crate) struct Nodes<P: Platform> {
     sections: Box<[SectionConfig]>,
-    nodes: Box<[Node<R>]>,
+    nodes: Box<[Node<P>]>,
 }
 
-impl<R: RawMutex> Nodes<R> {
+impl<P: Platform> Nodes<P> {
     pub(crate) fn new(sections: &[SectionConfig]) -> Self {
         let mut ids: Vec<usize> = sections.iter().map(|section| section.node).collect();
         ids.sort_unstable();
@@ -101,20 +102,20 @@ impl<R: RawMutex> Nodes<R> {
     }
 
     /// The node of `page`, which is in a section.
-    fn node_of(&self, page: EpcPage) -> &Node<R> {
+    fn node_of(&self, page: EpcPage) -> &Node<P> {
         let section = self.sections.iter().find(|section| section.contains(page));
         let id = section.expect("only pages of a section are ever handed out").node;
         self.nodes.iter().find(|node| node.id == id).expect("each section's node is listed")
     }
 
     /// Locks the free list of the node of `page`, which is in a section.
-    pub(crate) fn free_list_of(&self, page: EpcPage) -> MutexGuard<'_, R, VecDeque<EpcPage>> {
+    pub(crate) fn free_list_of(&self, page: EpcPage) -> OrderedGuard<'_, P, VecDeque<EpcPage>> {
         self.node_of(page).free.lock()
     }
 
     /// Reads the counters of each node.
     pub(crate) fn stats(&self) -> Vec<NodeStats> {
-        let read = |node: &Node<R>| NodeStats {
+        let read = |node: &Node<P>| NodeStats {
             node: node.id,
             total: node.total,
             free: node.free.lock().len(),

@@ -2,6 +2,8 @@
 //!
 //! Implemented by the machine, by the test kit, and by a kernel. Every method speaks of the calling thread.
 
+use crate::order::HeldLocks;
+
 /// Locks, signals and scheduling, from outside.
 pub trait Platform: Send + Sync + 'static {
     /// The mutex everything here is locked with.
@@ -32,6 +34,10 @@ pub trait Platform: Send + Sync + 'static {
 
     /// The pass has looked at so many pages and freed so many.
     fn reclaim_ends(&self, _looked_at: usize, _freed: usize) {}
+
+    /// Runs `f` on what is known of the locks that the calling thread holds, empty when the thread begins. Called only in
+    /// builds with debug assertions; a platform that keeps no such thing is not checked.
+    fn with_held(_f: &mut dyn FnMut(&mut HeldLocks)) {}
 
     /// The NUMA node of the calling thread's processor.
     fn current_node(&self) -> usize {

@@ -14,6 +14,7 @@ use usgx_isa::EpcPage;
 
 use crate::epc::Epc;
 use crate::lru::Lru;
+use crate::order::check_none_held;
 use crate::owner::{Age, HeldOwner, PageOwner, Victim, Written};
 use crate::platform::Platform;
 use crate::state::PageState;
@@ -50,6 +51,7 @@ fn for_each_owner<H: HeldOwner>(entries: &[Entry<H>], mut each: impl FnMut(&H, &
 impl<P: Platform, O: PageOwner> Epc<P, O> {
     /// Looks at a batch of pages and reclaims those that were not used; returns how many it freed.
     pub fn reclaim_pass(&self) -> usize {
+        check_none_held::<P>("a reclaim pass");
         self.counters.passes.fetch_add(1, Relaxed);
         self.platform.reclaim_begins();
         let isolated = self.isolate();
@@ -97,6 +99,7 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
 
     /// Waits until more than `seen` passes have ended; now and then returns early. No lock may be held.
     pub fn wait_for_pass(&self, seen: u64) {
+        check_none_held::<P>("waiting for a reclaim pass");
         self.platform.wait_until(&|| self.passes_ended() != seen);
     }
 

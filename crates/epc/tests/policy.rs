@@ -1,5 +1,6 @@
 //! Allocation, watermarks, second chance and sanitising, with an owner that only keeps notes.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
@@ -7,8 +8,8 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use usgx_cpu::{ArenaBytes, FuseKeys, LogicalProcessors, Processor, Profile};
 use usgx_epc::{
-    Age, AllocError, BATCH, Epc, HeldOwner, InReclaim, NodeStats, NotEpc, PageOwner, PageState, Platform,
-    Poisoned, Policy, Reclaim, SectionConfig, Victim, Written,
+    Age, AllocError, BATCH, Epc, HeldLocks, HeldOwner, InReclaim, NodeStats, NotEpc, PageOwner, PageState,
+    Platform, Poisoned, Policy, Reclaim, SectionConfig, Victim, Written,
 };
 use usgx_isa::layout::Secinfo;
 use usgx_isa::{Encls, EpcPage, LinAddr, Page};
@@ -18,6 +19,10 @@ struct TestPlatform {
     signal: AtomicBool,
     wakes: AtomicUsize,
     node: AtomicUsize,
+}
+
+thread_local! {
+    static HELD: RefCell<HeldLocks> = const { RefCell::new(HeldLocks::NONE) };
 }
 
 impl Platform for TestPlatform {
@@ -32,6 +37,10 @@ impl Platform for TestPlatform {
     }
 
     fn yield_now(&self) {}
+
+    fn with_held(f: &mut dyn FnMut(&mut HeldLocks)) {
+        HELD.with_borrow_mut(f);
+    }
 
     fn current_node(&self) -> usize {
         self.node.load(SeqCst)
@@ -488,4 +497,31 @@ fn nodes_have_sizes() {
     let clean = NodeStats { node: 3, total: 7, free: 7, freed: 7, ..NodeStats::default() };
     let used = NodeStats { node: 1, total: 2, free: 1, hits: 1, freed: 2, ..NodeStats::default() };
     assert_eq!(epc.node_stats(), [used, clean]);
+}
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "lock order: lru must not be taken with these held: lru")]
+fn an_owner_must_not_ask_the_manager_while_the_list_is_locked() {
+    #[derive(Clone)]
+    struct Curious(Weak<Epc<TestPlatform, Self>>);
+    impl PageOwner for Curious {
+        type Held = Self;
+        fn get(&self) -> Option<Self> {
+            self.0.upgrade().filter(|epc| epc.can_reclaim()).map(|_| self.clone())
+        }
+    }
+    impl HeldOwner for Curious {
+        fn id(&self) -> u64 {
+            0
+        }
+        fn age(&self, _: &[Victim], _: &mut [Age]) {}
+        fn block(&self, _: &[Victim]) {}
+        fn write(&self, _: &[Victim], _: &mut [Written]) {}
+    }
+    let epc = Arc::new(Epc::new(&[section(0, 0, 2)], Policy::linux(), Arc::new(TestPlatform::default())));
+    assert_eq!(epc.sanitize(&hw(2)), 0);
+    let page = epc.alloc(Reclaim::Forbidden).expect("free");
+    epc.mark_reclaimable(page, Curious(Arc::downgrade(&epc)), 0);
+    epc.reclaim_pass();
 }

@@ -24,6 +24,8 @@
 //! owners, ring (sight)           innermost: taken with any of the above held
 //! ```
 //!
+//! Those that are taken around or under others are checked in builds with debug assertions (`order`).
+//!
 //! An `OpenEnclave` (`system`) is never dropped with a lock held: that may destroy the enclave, which
 //! takes most of the above.
 
@@ -38,6 +40,7 @@ mod hardware;
 mod header;
 mod kernel;
 mod machine;
+mod order;
 mod page_map;
 mod sight;
 mod stats;

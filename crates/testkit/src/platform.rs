@@ -1,10 +1,11 @@
 //! Locks, signals and scheduling of a simulated system.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use usgx_epc::Platform;
+use usgx_epc::{HeldLocks, Platform};
 
 /// A platform whose signals are switched by the test and whose `ksgxd` only counts how often it is woken.
 #[derive(Debug, Default)]
@@ -33,6 +34,10 @@ impl SimPlatform {
     }
 }
 
+thread_local! {
+    static HELD: RefCell<HeldLocks> = const { RefCell::new(HeldLocks::NONE) };
+}
+
 impl Platform for SimPlatform {
     type RawMutex = parking_lot::RawMutex;
 
@@ -58,6 +63,10 @@ impl Platform for SimPlatform {
     fn wake_waiters(&self) {
         drop(self.waiters.lock());
         self.wake.notify_all();
+    }
+
+    fn with_held(f: &mut dyn FnMut(&mut HeldLocks)) {
+        HELD.with_borrow_mut(f);
     }
 
     fn current_node(&self) -> usize {

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::Mutex;
 use usgx_sys::Errno;
 use usgx_sys::socket::Credentials;
 use usgx_sys::uffd::Userfaultfd;
@@ -17,6 +16,7 @@ use usgx_wire::process::MAX_SLOTS;
 use crate::clients::slot::ThreadSlot;
 use crate::doors::activity::Activity;
 use crate::hardware::region::Region;
+use crate::order::{self, Ordered};
 use crate::sight::owners::Owner;
 use crate::system::OpenEnclave;
 
@@ -29,10 +29,10 @@ pub(crate) struct Client {
     region: Region,
     uffd: OnceLock<Arc<Userfaultfd>>,
     /// Enclaves that the process may name. Not kept alive by that.
-    handles: Mutex<HashMap<u64, Weak<OpenEnclave>>>,
+    handles: Ordered<HashMap<u64, Weak<OpenEnclave>>>,
     /// Enclaves of which the process has registered a range, kept alive by it.
-    registered: Mutex<HashMap<u64, Arc<OpenEnclave>>>,
-    slots: Mutex<BTreeMap<u32, Arc<ThreadSlot>>>,
+    registered: Ordered<HashMap<u64, Arc<OpenEnclave>>>,
+    slots: Ordered<BTreeMap<u32, Arc<ThreadSlot>>>,
     closed: AtomicBool,
     /// Devices that the process has opened and nobody has closed.
     pub(crate) open_devices: AtomicUsize,
@@ -48,9 +48,9 @@ impl Client {
             owner: Arc::new(Owner::new(credentials)),
             region,
             uffd: OnceLock::new(),
-            handles: Mutex::default(),
-            registered: Mutex::default(),
-            slots: Mutex::default(),
+            handles: Ordered::new(order::LISTS, HashMap::new()),
+            registered: Ordered::new(order::REGISTERED, HashMap::new()),
+            slots: Ordered::new(order::LISTS, BTreeMap::new()),
             closed: AtomicBool::new(false),
             open_devices: AtomicUsize::new(0),
             activity,

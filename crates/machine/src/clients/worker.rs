@@ -15,11 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use usgx_epc::check_none_held;
 use usgx_wire::slot::{NR_WORDS, turn, upcall};
 
 use crate::calls;
 use crate::clients::{Client, ThreadSlot};
 use crate::hardware::region::SlotMemory;
+use crate::kernel::platform::HostPlatform;
 use crate::system::Host;
 
 /// Stack of a worker: calls are shallow, and their largest locals are a few pages.
@@ -60,6 +62,7 @@ impl Link {
 
     /// Asks the client something; `None` if it hung up instead of answering.
     pub(crate) fn upcall(&self, what: u64, args: [u64; 2]) -> Option<u64> {
+        check_none_held::<HostPlatform>("a message to a client");
         self.host.upcalls.fetch_add(1, Relaxed);
         let mut words = [0; NR_WORDS];
         words[..3].copy_from_slice(&[what, args[0], args[1]]);

@@ -13,7 +13,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::Mutex;
 use usgx_cpu::{EnclaveState, EpcmEntry};
 use usgx_driver::{EnclaveId, MapFailed};
 use usgx_isa::layout::PageType;
@@ -27,6 +26,7 @@ use crate::clients::{Client, FaultClock};
 use crate::hardware::frames::Frames;
 use crate::hardware::ranges::RangeSet;
 use crate::hardware::window::Window;
+use crate::order::{self, Ordered};
 use crate::page_map::PageMap;
 use crate::system::Hw;
 
@@ -100,8 +100,8 @@ pub(crate) struct View {
     window_file: Memfd,
     place: OnceLock<Place>,
     epoch: AtomicU64,
-    books: Mutex<Books>,
-    members: Mutex<Vec<Weak<Client>>>,
+    books: Ordered<Books>,
+    members: Ordered<Vec<Weak<Client>>>,
 }
 
 impl View {
@@ -113,8 +113,8 @@ impl View {
             window_file: Memfd::create("usgx-window")?,
             place: OnceLock::new(),
             epoch: AtomicU64::new(0),
-            books: Mutex::default(),
-            members: Mutex::default(),
+            books: Ordered::new(order::BOOKS, Books::default()),
+            members: Ordered::new(order::LISTS, Vec::new()),
         })
     }
 

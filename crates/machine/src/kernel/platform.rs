@@ -1,10 +1,11 @@
 //! Locks, signals and scheduling, as the driver and the EPC manager want them; and `ksgxd`'s alarm clock.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use usgx_driver::Platform;
+use usgx_driver::{HeldLocks, Platform};
 
 use crate::clients::worker;
 use crate::sight::{Sight, timed};
@@ -82,6 +83,10 @@ impl HostPlatform {
     }
 }
 
+thread_local! {
+    static HELD: RefCell<HeldLocks> = const { RefCell::new(HeldLocks::NONE) };
+}
+
 impl Platform for HostPlatform {
     type RawMutex = parking_lot::RawMutex;
 
@@ -113,6 +118,10 @@ impl Platform for HostPlatform {
     fn wake_waiters(&self) {
         self.clock.lock().passes += 1;
         self.done.notify_all();
+    }
+
+    fn with_held(f: &mut dyn FnMut(&mut HeldLocks)) {
+        HELD.with_borrow_mut(f);
     }
 
     fn current_node(&self) -> usize {

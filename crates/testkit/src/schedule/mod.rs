@@ -6,8 +6,10 @@
 
 mod raw;
 
+use std::cell::RefCell;
+
 use shuttle::sync::{Condvar, Mutex};
-use usgx_epc::Platform;
+use usgx_epc::{HeldLocks, Platform};
 
 /// What has happened for which threads may wait.
 #[derive(Debug, Default)]
@@ -48,6 +50,10 @@ impl SchedulePlatform {
     }
 }
 
+shuttle::thread_local! {
+    static HELD: RefCell<HeldLocks> = RefCell::new(HeldLocks::NONE);
+}
+
 impl Platform for SchedulePlatform {
     type RawMutex = raw::ScheduleMutex;
 
@@ -69,6 +75,10 @@ impl Platform for SchedulePlatform {
         while !done() {
             alarm = self.waiters.wait(alarm).expect("nobody panics with it");
         }
+    }
+
+    fn with_held(f: &mut dyn FnMut(&mut HeldLocks)) {
+        HELD.with(|held| f(&mut held.borrow_mut()));
     }
 
     fn wake_waiters(&self) {
