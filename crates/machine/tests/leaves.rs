@@ -186,6 +186,8 @@ fn pages_are_added_accepted_and_restricted() {
     put(&mut thread, &enclave, 5, &(0x203_u64 | 8).to_le_bytes());
     // The leaf first: its operand is added by the fault that it takes.
     assert_eq!(enclu(&mut thread, &enclave, EACCEPT, [at(5), at(30), 0])[..2], [enclu_outcome::DONE, 0]);
+    let shown = enclave.window().word32(PAGES_OFFSET + 30 * 4).load(SeqCst);
+    assert_eq!(shown, entry::MAPPED | entry::PRESENT | entry::R | entry::W, "it needs no second fault");
     let mut page = [0; 4096];
     thread.read_page(&enclave, 30, &mut page);
     assert_eq!(page, [0; 4096]);

@@ -87,7 +87,7 @@ pub mod call {
     pub const UNREGISTER: u64 = 6;
     /// An ENCLU leaf that touches keys or the EPCM, run by a thread inside the enclave. In: 1 enclave, 2 leaf,
     /// 3 RBX, 4 RCX, 5 RDX. Out: 1 one of [`super::enclu_outcome`], 2 RAX for `DONE`, or the vector; 3 the
-    /// page-fault error code; 4 the faulting address.
+    /// page-fault error code; 4 the faulting address. A page that EACCEPT or EACCEPTCOPY has accepted is mapped.
     pub const ENCLU: u64 = 7;
     /// The thread leaves the enclave while its TCS is not in the window. In: 1 enclave, 2 the TCS's address,
     /// 3 CSSA, 4 AEP to store. STATE becomes inactive. Out: 1 zero.

@@ -6,12 +6,14 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use usgx_cpu::{EncluError, Translate};
-use usgx_isa::layout::{enclu as leaf, pf};
+use usgx_isa::layout::{PageType, enclu as leaf, pf};
 use usgx_isa::{EpcPage, LinAddr, Vector};
 use usgx_wire::slot::enclu_outcome;
+use usgx_wire::window::entry;
 
 use super::{Words, reply};
 use crate::clients::worker::Link;
+use crate::hardware::view::Faulter;
 use crate::system::{Hw, OpenEnclave};
 
 /// The look-up that the driver lends for the time of a leaf.
@@ -32,7 +34,7 @@ pub(super) fn enclu(link: &Link, words: &Words) -> Words {
     let result = open.enclave.with_pages(|secs, look_up| {
         let result = run(&link.host.hw, secs, number, operands, &Resident(look_up));
         if result.is_ok() {
-            refresh(&link.host.hw, &open, operands[1], look_up);
+            show(link, &open, number, operands[1], look_up);
         }
         result
     });
@@ -82,9 +84,23 @@ fn returns_code(number: u32) -> bool {
     matches!(number, leaf::EGETKEY | leaf::EACCEPT | leaf::EACCEPTCOPY)
 }
 
-/// Shows the permissions of the page at `addr`, which a leaf may have changed.
-fn refresh(hw: &Hw, open: &OpenEnclave, addr: LinAddr, look_up: &dyn Fn(u64) -> Option<EpcPage>) {
-    if let Some(epcm) = look_up(addr.page().0).and_then(|page| hw.epcm(page)) {
-        open.view.refresh(addr.page().0, &epcm);
+/// Shows the permissions of the page at `addr`, which a leaf may have changed. One that was accepted just now is mapped
+/// as well: nobody accepts a page but to use it, and the kernel's page tables would have had it since its fault.
+fn show(
+    link: &Link,
+    open: &OpenEnclave,
+    number: u32,
+    addr: LinAddr,
+    look_up: &dyn Fn(u64) -> Option<EpcPage>,
+) {
+    let (host, addr) = (&link.host, addr.page().0);
+    let Some(page) = look_up(addr) else { return };
+    let Some(epcm) = host.hw.epcm(page) else { return };
+    open.view.refresh(addr, &epcm);
+    let is_accepted = matches!(number, leaf::EACCEPT | leaf::EACCEPTCOPY) && epcm.page_type == PageType::Reg;
+    if is_accepted && open.view.entry(addr) & entry::MAPPED == 0 {
+        let faulter = Faulter { client: link.client.id(), clock: link.slot.clock() };
+        // If it cannot be now, the first access finds out why.
+        let _ = open.view.map(&host.hw, &host.frames, addr, page, Some(&faulter));
     }
 }

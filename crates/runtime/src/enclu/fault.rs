@@ -89,6 +89,13 @@ fn settle(enclave: &'static Enclave, address: u64, word: u32) {
     }
 }
 
+/// A page of the enclave that the thread is in was accepted, by which the machine has mapped it.
+pub(super) fn accepted(thread: &Thread, address: u64) {
+    if let Some(enclave) = thread.enclave.enclave {
+        settle(enclave, address, enclave.page_word(address));
+    }
+}
+
 /// Gives the page at `address` the real protection that it should have; whether that worked.
 fn reprotect(enclave: &'static Enclave, address: u64) -> bool {
     let _guard = CHANGES.lock();

@@ -125,6 +125,9 @@ fn at_machine(thread: &mut Thread, uc: &mut Ucontext, info: &mut SigInfo, leaf: 
         let answer = link::slot_call(thread, words);
         let exception = match answer[1] {
             enclu_outcome::DONE => {
+                if answer[2] == 0 && matches!(leaf, EACCEPT | EACCEPTCOPY) {
+                    fault::accepted(thread, uc.mcontext.rcx);
+                }
                 complete(thread, uc, Some(answer[2]));
                 return Verdict::Resume;
             }
