@@ -51,9 +51,15 @@ pub trait AddressSpaces: Send + Sync + 'static {
     /// Takes pages out of all address spaces; afterwards their bytes are in the EPC page and nobody but the
     /// processor changes them. Pages that are in none are skipped. Contiguous runs may be handled as ranges.
     ///
-    /// Called before eviction and removal, and whenever the driver changes what the EPCM says about a page
-    /// (EMODPR, EMODT), so that who keeps a copy of that finds out in the next `map`.
+    /// Called before eviction and removal, and before a page becomes a TCS.
     fn zap(&self, enclave: EnclaveId, pages: &[(u64, EpcPage)]);
+
+    /// Called when what the EPCM says of pages changes (EMODPR, EMODT to TRIM): whoever keeps a copy of that must find
+    /// out in the next `map`. Page tables may keep such pages, since the processor looks at the EPCM itself, and
+    /// error codes tell that they do.
+    fn hide(&self, enclave: EnclaveId, pages: &[(u64, EpcPage)]) {
+        self.zap(enclave, pages);
+    }
 
     /// Tests and clears the accessed bit of each page: `young[i]` tells whether page `i` was used since the last
     /// call. Where there is no such bit, a page that is mapped is young, and unmapping it is the clearing.

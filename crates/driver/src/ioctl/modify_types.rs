@@ -56,9 +56,12 @@ impl<M: Machine> Inner<M> {
             // Taking it off the list and putting it back as the newest page: no pass may have it now.
             self.kernel.epc.unmark_reclaimable(page).map_err(|_| PageError::in_reclaim(Errno::EAGAIN))?;
         }
-        self.kernel.spaces.zap(self.id, &[(self.addr(index), page)]);
+        let pages = [(self.addr(index), page)];
         if to_tcs {
+            self.kernel.spaces.zap(self.id, &pages);
             self.kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
+        } else {
+            self.kernel.spaces.hide(self.id, &pages);
         }
         self.kernel.hw.emodt(page, &secinfo(SecinfoFlags::from(new_type)))?;
         record.kind = kind;

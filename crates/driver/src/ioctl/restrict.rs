@@ -27,7 +27,7 @@ impl<M: Machine> Inner<M> {
                 return Err(Errno::EINVAL.into());
             }
             let page = record.place.epc_page().ok_or(Errno::EFAULT)?;
-            self.kernel.spaces.zap(self.id, &[(self.addr(index), page)]);
+            self.kernel.spaces.hide(self.id, &[(self.addr(index), page)]);
             Ok(self.kernel.hw.emodpr(page, &secinfo)?)
         });
         argument.fields[3] = progress.code();

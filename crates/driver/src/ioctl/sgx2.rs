@@ -5,17 +5,22 @@
 //! for nearly every page. Here the ioctl waits ([`Behaviour::ioctls_wait`](crate::Behaviour::ioctls_wait)). Source:
 //! Linux, arch/x86/kernel/cpu/sgx/ioctl.c.
 
+use alloc::vec::Vec;
+
 use usgx_isa::LeafError;
 use usgx_isa::layout::{Secinfo, SecinfoFlags};
 
 use super::argument::EnclRange;
 use crate::enclave::{Inner, Phase};
 use crate::errno::Errno;
-use crate::page::Prot;
+use crate::page::{EnclPage, PageKind, Place, Prot};
 use crate::paging::LoadError;
 use crate::patience::{Obstacle, Obstructed};
-use crate::seams::{Caller, Machine};
+use crate::seams::{AddressSpaces, Caller, Machine};
 use crate::state::State;
+
+/// Pages that are hidden together, with the enclave locked: 1 MiB.
+const HIDDEN_AT_ONCE: u64 = 256;
 
 /// How one page of a range failed.
 #[derive(Clone, Copy)]
@@ -142,7 +147,7 @@ impl<M: Machine> Inner<M> {
         let mut done = 0;
         while done < range.count {
             let part = EnclRange { first: range.first + done, count: step };
-            let mut progress = self.for_each_page(part, caller, &mut each);
+            let mut progress = self.for_each_page_hidden(part, caller, &mut each);
             if progress.done > 0
                 && let Err(errno) = self.track_changes()
             {
@@ -154,6 +159,41 @@ impl<M: Machine> Inner<M> {
             }
         }
         Progress { done, result: Ok(()) }
+    }
+
+    /// As [`for_each_page`](Self::for_each_page), where each page will be hidden: many at a time, which costs much less
+    /// than one by one. Whoever touches a page in between has it hidden again.
+    fn for_each_page_hidden(
+        &self,
+        range: EnclRange,
+        caller: &dyn Caller,
+        mut each: impl FnMut(&mut State, u64) -> Result<(), PageError>,
+    ) -> Progress {
+        let mut done = 0;
+        while done < range.count {
+            let part = EnclRange { first: range.first + done, count: HIDDEN_AT_ONCE.min(range.count - done) };
+            self.hide_regular(part);
+            let progress = self.for_each_page(part, caller, &mut each);
+            done += progress.done;
+            if progress.result.is_err() {
+                return Progress { done, ..progress };
+            }
+        }
+        Progress { done, result: Ok(()) }
+    }
+
+    /// Hides the regular pages of a range that are in the EPC. A TCS stays until it is its turn: it may be in use.
+    fn hide_regular(&self, range: EnclRange) {
+        let state = self.lock();
+        let pages: Vec<_> = (range.first..range.first + range.count)
+            .filter_map(|index| match state.pages.get(index)? {
+                EnclPage { place: Place::Resident(page), kind: PageKind::Reg, .. } => {
+                    Some((self.addr(index), *page))
+                }
+                _ => None,
+            })
+            .collect();
+        self.kernel.spaces.hide(self.id, &pages);
     }
 }
 

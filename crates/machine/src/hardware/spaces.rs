@@ -11,6 +11,7 @@ use usgx_cpu::EnclaveState;
 use usgx_driver::{AddressSpaces, EnclaveId, MapFailed, PageKind};
 use usgx_isa::EpcPage;
 use usgx_sys::Errno;
+use usgx_wire::window::entry;
 
 use crate::clients::worker;
 use crate::hardware::frames::Frames;
@@ -99,6 +100,12 @@ impl AddressSpaces for Spaces {
     fn zap(&self, enclave: EnclaveId, pages: &[(u64, EpcPage)]) {
         if let Some(view) = self.views.get(enclave) {
             view.unmap(&self.hw, &self.frames, pages, 0);
+        }
+    }
+
+    fn hide(&self, enclave: EnclaveId, pages: &[(u64, EpcPage)]) {
+        if let Some(view) = self.views.get(enclave) {
+            view.unmap(&self.hw, &self.frames, pages, entry::PRESENT);
         }
     }
 
