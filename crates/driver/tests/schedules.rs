@@ -3,11 +3,11 @@
 //! The EPC has a few pages more than one page of each kind needs, so nearly every step must wait for another
 //! thread's. `shuttle` runs one thread at a time and decides at every lock, wait and yield which goes on: at random,
 //! or by priorities that change a few times (PCT), which finds what needs an unlikely order. A wait that nobody ends
-//! is reported as a deadlock, with the schedule that leads there.
+//! is reported as a deadlock, with the schedule that leads there. 19,000 schedules in all.
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up is a failed test")]
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, Runner, thread};
@@ -22,6 +22,7 @@ type TestEnclave = Enclave<SimMachineOn<SchedulePlatform>>;
 const BASE: u64 = 0x7000_0000_0000;
 const OTHER: u64 = 0x7100_0000_0000;
 const RW: Prot = Prot::R.union(Prot::W);
+const TCS: u64 = 1;
 const TRIM: u64 = 4;
 /// Data pages of an enclave.
 const PAGES: u64 = 4;
@@ -65,8 +66,11 @@ fn finish(mut call: impl FnMut(u64) -> Sgx2Result, pages: u64) -> Result<(), Err
     }
 }
 
+/// What a thread does to pages 3 and 4, and what is in them then.
+type Change = fn(&System, &TestEnclave) -> [u64; 2];
+
 /// Removes two pages and gets new ones in their place, with data of its own in between.
-fn changer(system: &System, enclave: &TestEnclave) {
+fn changer(system: &System, enclave: &TestEnclave) -> [u64; 2] {
     let caller = SimCaller::new();
     let call = Call { enclave, caller: &caller };
     let at = |page| addr(BASE, page);
@@ -87,6 +91,29 @@ fn changer(system: &System, enclave: &TestEnclave) {
     assert_eq!(finish(|_| call.restrict(4 * 4096, 4096, 1), 1), Ok(()));
     assert_eq!(system.accept(enclave, at(1), at(4), 0x221), Ok(()));
     assert_eq!(system.write(enclave, at(4), 1), Touch::Refused);
+    [300, 400]
+}
+
+/// Makes a page a TCS, which nobody may reclaim or use on the way, and then an ordinary page again.
+fn promoter(system: &System, enclave: &TestEnclave) -> [u64; 2] {
+    let caller = SimCaller::new();
+    let call = Call { enclave, caller: &caller };
+    let (offset, page) = (3 * 4096, addr(BASE, 3));
+    let becomes = |kind| finish(|_| call.modify_types(offset, 4096, kind), 1);
+    let accept = |flags| assert_eq!(system.accept(enclave, addr(BASE, 1), page, flags), Ok(()));
+    // STATE, OSSA, NSSA, limits.
+    for (at, old, value) in [(0, 3, 0), (16, 0, 0x1000), (24, 0, 1 << 32), (64, 0, u64::MAX)] {
+        assert_eq!(system.write(enclave, page + at, value), Touch::Done(old));
+    }
+    assert_eq!(becomes(TCS), Ok(()));
+    accept(0x110);
+    assert_eq!(system.read(enclave, page), Touch::Refused);
+    assert_eq!(becomes(TRIM), Ok(()));
+    accept(0x410);
+    assert_eq!(finish(|_| call.remove_pages(offset, 4096), 1), Ok(()));
+    accept(0x20b);
+    assert_eq!(system.write(enclave, page, 300), Touch::Done(0));
+    [300, 4]
 }
 
 /// Counts up in a page that nobody else changes.
@@ -122,7 +149,7 @@ fn reclaimer(system: &System, passes: usize) {
 }
 
 /// All of it on one enclave, beside a second one that lives and dies meanwhile.
-fn everything(spare: u32, behaviour: Behaviour) {
+fn everything(spare: u32, behaviour: Behaviour, change: Change) {
     let mut system = System::with_behaviour(NEEDED + spare + 2, Profile::default(), behaviour);
     system.plays_ksgxd = false;
     let system = Arc::new(system);
@@ -133,6 +160,8 @@ fn everything(spare: u32, behaviour: Behaviour) {
     }
     let other = build(&system, OTHER);
 
+    let left = Arc::new(Mutex::new([3, 4]));
+    let result = Arc::clone(&left);
     let spawn = |work: Box<dyn FnOnce(&System) + Send>| {
         let system = Arc::clone(&system);
         thread::spawn(move || work(&system))
@@ -140,7 +169,7 @@ fn everything(spare: u32, behaviour: Behaviour) {
     let ksgxd = spawn(Box::new(|system| reclaimer(system, 4)));
     let [one, two, three] = [(); 3].map(|()| enclave.clone());
     let threads = [
-        spawn(Box::new(move |system| changer(system, &one))),
+        spawn(Box::new(move |system| *result.lock().unwrap() = change(system, &one))),
         spawn(Box::new(move |system| counter(system, &two, BASE))),
         spawn(Box::new(move |system| intruder(system, &three))),
         spawn(Box::new(move |system| {
@@ -156,8 +185,9 @@ fn everything(spare: u32, behaviour: Behaviour) {
 
     system.check_invariants();
     assert_eq!(system.read(&enclave, addr(BASE, 2)), Touch::Done(12));
-    assert_eq!(system.read(&enclave, addr(BASE, 3)), Touch::Done(300));
-    assert_eq!(system.read(&enclave, addr(BASE, 4)), Touch::Done(400));
+    for (page, value) in (3..).zip(*left.lock().unwrap()) {
+        assert_eq!(system.read(&enclave, addr(BASE, page)), Touch::Done(value));
+    }
     system.check_invariants();
     drop(enclave);
     assert_eq!(system.driver.free_pages(), system.driver.epc_pages(), "everything is given back");
@@ -175,18 +205,27 @@ fn run(scheduler: impl Scheduler + 'static, test: impl Fn() + Send + Sync + 'sta
 #[test]
 fn in_any_order() {
     for spare in 2..=4 {
-        run(RandomScheduler::new(2000), move || everything(spare, Behaviour::default()));
+        run(RandomScheduler::new(2000), move || everything(spare, Behaviour::default(), changer));
     }
 }
 
 #[test]
 fn in_any_unlikely_order() {
     for spare in 2..=4 {
-        run(PctScheduler::new(3, 2000), move || everything(spare, Behaviour::default()));
+        run(PctScheduler::new(3, 2000), move || everything(spare, Behaviour::default(), changer));
     }
 }
 
 #[test]
 fn in_any_order_as_linux() {
-    run(RandomScheduler::new(2000), || everything(3, Behaviour::linux()));
+    run(RandomScheduler::new(2000), || everything(3, Behaviour::linux(), changer));
+}
+
+#[test]
+fn a_tcs_in_any_order() {
+    for spare in 2..=3 {
+        run(RandomScheduler::new(1000), move || everything(spare, Behaviour::default(), promoter));
+        run(PctScheduler::new(3, 1000), move || everything(spare, Behaviour::default(), promoter));
+    }
+    run(RandomScheduler::new(1000), || everything(3, Behaviour::linux(), promoter));
 }

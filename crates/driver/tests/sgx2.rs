@@ -154,6 +154,21 @@ fn a_tcs_must_be_readable_and_writable() {
 }
 
 #[test]
+fn a_page_that_cannot_become_a_tcs_stays_what_it_was() {
+    let f = Fixture::new();
+    // Pending, which the processor refuses; its maximum is still everything.
+    assert_eq!(f.enclave.fault(BASE + 0x10000, RW), FaultOutcome::Mapped);
+    assert_eq!(f.call().modify_types(0x10000, 0x1000, TCS), err(Errno::EFAULT, 20, 0));
+    assert_eq!(f.enclave.mmap(BASE + 0x10000, 4096, Prot::all()), Ok(()), "protection is restored");
+    f.accept(0x10, 0x20b);
+    assert_eq!(f.system.write(&f.enclave, BASE + 0x10000, 7), Touch::Done(0));
+    f.system.evict_all();
+    assert_eq!(f.enclave.stats().resident, 0, "it can be reclaimed as before");
+    assert_eq!(f.system.read(&f.enclave, BASE + 0x10000), Touch::Done(7));
+    f.system.check_invariants();
+}
+
+#[test]
 fn pages_are_trimmed_accepted_and_removed() {
     let f = Fixture::new();
     let free = f.system.driver.free_pages();
@@ -169,6 +184,7 @@ fn pages_are_trimmed_accepted_and_removed() {
         err(Errno::EINVAL, 0, 0),
         "it is trimmed already"
     );
+    assert_eq!(f.call().modify_types(0x6000, 0x1000, TCS), err(Errno::EINVAL, 0, 0), "and stays so");
     f.accept(6, 0x410);
     assert_eq!(f.call().remove_pages(0x6000, 0x1000), ok(0x1000));
     assert_eq!(f.system.driver.free_pages(), free + 2);
@@ -261,6 +277,7 @@ fn linux_leaves_the_waiting_to_the_program() {
     let f = Fixture::with_behaviour(Behaviour::linux());
     during_a_pass(&f, || {
         assert_eq!(f.call().modify_types(0x2000, 0x4000, TRIM), err(Errno::EAGAIN, 0, 0));
+        assert_eq!(f.call().modify_types(0x2000, 0x1000, TCS), err(Errno::EAGAIN, 0, 0), "not EBUSY");
     });
     f.system.threads.leave_all();
     let etracks = f.system.driver.stats().etracks;
