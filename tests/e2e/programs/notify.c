@@ -10,6 +10,7 @@
  * interrupted stack, turns notifications off, executes EDECCSSA, turns them on again, and returns to that state.
  */
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <signal.h>
 #include <sys/time.h>
 #include <ucontext.h>
@@ -406,6 +407,42 @@ static void ticking(uint64_t linger)
 	       request.handled > 0, request.handled <= (uint64_t)inside);
 }
 
+static void *spin(void *request)
+{
+	const struct sgx_enclave_run run = visit(FRAMED, request, EENTER);
+
+	if (run.function != EEXIT)
+		fail(3, "spinning: vector %u", run.exception_vector);
+	return NULL;
+}
+
+/* Another thread changes the enclave, for which the kernel has every thread leave once. */
+static void kicked(void)
+{
+	uint64_t wrong = 0, handled = 0;
+
+	/* A kick may be slow, and the thread outside again before it. */
+	for (int round = 0; round < (told ? 200 : 5) && !handled; round++) {
+		struct request request = asking(FRAMED, SPIN);
+		struct sgx_enclave_restrict_permissions restrict_page = {
+			.offset = (OWN + DISAGREEING) * PAGE, .length = PAGE, .permissions = 3,
+		};
+		pthread_t thread;
+
+		pthread_create(&thread, NULL, spin, &request);
+		while (!request.begun)
+			;
+		if (ioctl(device, SGX_IOC_ENCLAVE_RESTRICT_PERMISSIONS, &restrict_page))
+			fail(2, "restrict: %s", strerror(errno));
+		usleep(5000);
+		request.stop = 1;
+		pthread_join(thread, NULL);
+		wrong |= request.result;
+		handled += request.handled;
+	}
+	printf("kicked: wrong %#lx, told %d\n", wrong, handled > 0);
+}
+
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 2 ? argv[2] : "";
@@ -428,6 +465,7 @@ int main(int argc, char **argv)
 	accepting();
 	ticking(0);
 	ticking(100000);
+	kicked();
 	misfits();
 	return 0;
 }

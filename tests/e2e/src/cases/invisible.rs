@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 
+use super::selftests::{NOT_BUILT, tally};
 use super::transparency::same;
 use super::{LONG, SHORT, Verdict, expect, trial};
 use crate::process::{self, Process};
@@ -447,11 +448,7 @@ fn printed_by(mode: &str) -> &'static str {
 }
 
 fn ticking_selftests(stage: &Stage, user: User) -> Result<Verdict> {
-    let Some(directory) = stage.selftests() else {
-        return Ok(Verdict::Skipped(
-            "the kernel's selftests are not built: cargo xtask selftests".to_owned(),
-        ));
-    };
+    let Some(directory) = stage.selftests() else { return Ok(Verdict::Skipped(NOT_BUILT.to_owned())) };
     let library = stage.home(user).join("ticker.so");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/ticker.c");
     let compiled =
@@ -461,7 +458,7 @@ fn ticking_selftests(stage: &Stage, user: User) -> Result<Verdict> {
     command.arg(format!("LD_PRELOAD={}", library.display())).arg("./test_sgx").current_dir(directory);
     let outcome = process::run(&mut command, b"", LONG)?;
     let text = outcome.text();
-    let passed = text.lines().filter(|line| line.starts_with("ok ") && !line.contains("SKIP")).count();
+    let (passed, _) = tally(&text);
     if passed < 16 && !super::devices::can_trap_cpuid(stage)? && text.contains("SKIP") {
         return Ok(Verdict::Skipped("some ask CPUID for the EPC, which cannot be trapped here".to_owned()));
     }

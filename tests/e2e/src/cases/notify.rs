@@ -26,6 +26,7 @@ const CASES: [(&str, &[&str], &str, &str); 4] = [
          address right 1, error 0x4\n\
          ticking: leaf 4, left 1, wrong 0, told 1, in order 1\n\
          ticking: leaf 4, left 1, wrong 0, told 1, in order 1\n\
+         kicked: wrong 0, told 1\n\
          one frame: leaf 3, vector 6; resumed: leaf 3, vector 13\n\
          disagreeing: leaf 2, vector 13\n",
     ),
@@ -42,6 +43,7 @@ const CASES: [(&str, &[&str], &str, &str); 4] = [
          accept: result 0, handled 0\n\
          ticking: leaf 4, left 1, wrong 0, told 0, in order 1\n\
          ticking: leaf 4, left 1, wrong 0, told 0, in order 1\n\
+         kicked: wrong 0, told 0\n\
          one frame: leaf 3, vector 6; resumed: leaf 3, vector 6\n\
          disagreeing: leaf 2, vector 13\n",
     ),

@@ -1,6 +1,7 @@
 //! The Linux kernel's own SGX selftests, unmodified.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
@@ -42,9 +43,23 @@ fn asks_cpuid(test: &str) -> bool {
     .contains(&test)
 }
 
+/// Where somebody says how often all of them shall run in a row, by hand.
+const ROUNDS: &str = "USGX_E2E_SELFTESTS";
+/// How long one such round may take: the program gives its longest test 15 minutes.
+const ROUND: Duration = Duration::from_secs(1000);
+
 pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     let mut trials = Vec::new();
+    let rounds = std::env::var(ROUNDS).ok().and_then(|rounds| rounds.parse::<u32>().ok());
     for user in stage.users() {
+        let name = format!("selftest/{}/without SGX2 the rest passes", user.name());
+        trials.push(trial(stage, name, move |stage| without_sgx2(stage, user)));
+        if let Some(rounds) = rounds {
+            for epc in ["16M", "64M", "256M"] {
+                let name = format!("selftest/{}/{epc}/all, {rounds} times in a row", user.name());
+                trials.push(trial(stage, name, move |stage| in_a_row(stage, user, epc, rounds)));
+            }
+        }
         for epc in ["64M", "16M"] {
             for test in TESTS {
                 let name = format!("selftest/{}/{epc}/{test}", user.name());
@@ -55,12 +70,46 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     trials
 }
 
+/// Why they are skipped if they are not there.
+pub(super) const NOT_BUILT: &str = "the kernel's selftests are not built: cargo xtask selftests";
+
+/// How many tests a run of the program has passed, and how many it has skipped itself.
+pub(super) fn tally(output: &str) -> (usize, usize) {
+    let (skipped, passed): (Vec<_>, Vec<_>) =
+        output.lines().filter(|line| line.starts_with("ok ")).partition(|line| line.contains("SKIP"));
+    (passed.len(), skipped.len())
+}
+
+/// All tests, as often as it was asked for.
+fn in_a_row(stage: &Stage, user: User, epc: &str, rounds: u32) -> Result<Verdict> {
+    let Some(directory) = stage.selftests() else { return Ok(Verdict::Skipped(NOT_BUILT.to_owned())) };
+    for round in 1..=rounds {
+        let mut command = stage.run(user, &["--epc", epc], "./test_sgx");
+        let outcome = process::run(command.current_dir(&directory), b"", ROUND)?;
+        let passed = outcome.end() == (Some(0), None) && tally(&outcome.text()) == (TESTS.len(), 0);
+        ensure!(passed, "round {round}: {}", outcome.describe());
+    }
+    Ok(Verdict::Passed)
+}
+
+/// On a processor with SGX1 only the program skips the ten tests that need more. It skips none anywhere else.
+fn without_sgx2(stage: &Stage, user: User) -> Result<Verdict> {
+    let Some(directory) = stage.selftests() else { return Ok(Verdict::Skipped(NOT_BUILT.to_owned())) };
+    let mut command = stage.run(user, &["--epc", "16M", "--cpu", "coffee-lake"], "./test_sgx");
+    let outcome = process::run(command.current_dir(&directory), b"", LONG)?;
+    if tally(&outcome.text()) != (6, 10) && !can_trap_cpuid(stage)? {
+        return Ok(Verdict::Skipped("some ask CPUID, which cannot be trapped here".to_owned()));
+    }
+    ensure!(
+        outcome.end() == (Some(0), None) && tally(&outcome.text()) == (6, 10),
+        "not 6 passed and 10 skipped: {}",
+        outcome.describe()
+    );
+    Ok(Verdict::Passed)
+}
+
 fn selftest(stage: &Stage, user: User, epc: &str, test: &str) -> Result<Verdict> {
-    let Some(directory) = stage.selftests() else {
-        return Ok(Verdict::Skipped(
-            "the kernel's selftests are not built: cargo xtask selftests".to_owned(),
-        ));
-    };
+    let Some(directory) = stage.selftests() else { return Ok(Verdict::Skipped(NOT_BUILT.to_owned())) };
     let mut command = stage.run(user, &["--epc", epc], "./test_sgx");
     let outcome = process::run(command.args(["-t", test]).current_dir(directory), b"", LONG)?;
     let text = outcome.text();
