@@ -61,6 +61,39 @@ fn every_byte_survives_oversubscription() {
 }
 
 #[test]
+fn pages_that_were_just_faulted_in_are_spared() {
+    if skip() {
+        return;
+    }
+    let machine = machine(160);
+    let door = door(&machine);
+    let client = TestClient::connect(&door, [0; 2]);
+    let mut thread = client.thread();
+    let enclave = thread.build(&Image::data(fresh_base(), 120), false);
+    let mut page = [0; 4096];
+    for index in 1..=40 {
+        thread.read_page(&enclave, index, &mut page);
+    }
+    assert_eq!(machine.stats().mapped_pages, 40);
+    // Free pages fall below the low mark, and ksgxd goes over all that are mapped, which are the oldest.
+    let other = thread.build(&Image::data(fresh_base(), 20), false);
+    let start = std::time::Instant::now();
+    while machine.stats().evictions == 0 {
+        assert!(start.elapsed().as_secs() < 10, "{:#?}", machine.stats());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert_eq!(machine.stats().mapped_pages, 16, "the last ones of the thread");
+    let remaps = machine.stats().remaps;
+    for index in 25..=40 {
+        thread.read_page(&enclave, index, &mut page);
+        assert_eq!(page[0], index as u8);
+    }
+    assert_eq!(machine.stats().remaps, remaps, "and no others");
+    drop((thread, client, enclave, other));
+    assert_empty(&machine);
+}
+
+#[test]
 fn several_clients_share_a_small_epc() {
     if skip() {
         return;

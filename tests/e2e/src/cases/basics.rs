@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{SHORT, Verdict, expect, trial};
 use crate::process::{self, Process};
@@ -20,7 +21,7 @@ const GOODBYE: Duration = Duration::from_secs(3);
 
 type Test = fn(&Stage, User) -> Result<Verdict>;
 
-const TESTS: [(&str, Test); 21] = [
+const TESTS: [(&str, Test); 22] = [
     ("pid is the program's own", pid_is_the_programs_own),
     ("a signal's death is a shell's 139", death_by_signal_in_a_shell),
     ("a signal sent to the pid reaches the program", signal_reaches_the_program),
@@ -40,6 +41,7 @@ const TESTS: [(&str, Test); 21] = [
     ("a directory is 126", directory),
     ("a file that is no program is 126", no_program),
     ("what another tracer holds cannot run", held_by_another_tracer),
+    ("without its attendant a run goes on, and starts nothing", without_attendant),
     ("nothing is left behind", nothing_is_left_behind),
     ("only ordinary users run without new privileges", new_privileges),
 ];
@@ -72,7 +74,7 @@ fn signal_reaches_the_program(stage: &Stage, user: User) -> Result<Verdict> {
     command.args(["-c", "trap 'echo got it; exit 5' TERM; echo ready; while :; do sleep 0.05; done"]);
     let mut process = Process::start(&mut command)?;
     process.wait_for("ready\n", SHORT)?;
-    process.signal(rustix::process::Signal::TERM)?;
+    process.signal(Signal::TERM)?;
     expect(&process.finish(SHORT)?, 5, "ready\ngot it\n")
 }
 
@@ -230,6 +232,29 @@ fn held_by_another_tracer(stage: &Stage, user: User) -> Result<Verdict> {
     let verdict = expect(&outcome, 125, "")?;
     let message = outcome.errors();
     ensure!(message.contains("already traces") && message.contains("usgx run -- strace"), "{message}");
+    Ok(verdict)
+}
+
+fn without_attendant(stage: &Stage, user: User) -> Result<Verdict> {
+    let mut shell = stage.run(user, &[], "/bin/sh");
+    let mut process = Process::start(shell.args(["-c", "echo ready; read x; /bin/echo started; echo $?"]))?;
+    process.wait_for("ready\n", SHORT)?;
+    let own = process.pid().to_string();
+    for other in process.left_over() {
+        let number = other.split(' ').next().filter(|number| *number != own);
+        if let Some(attendant) = number.and_then(|number| number.parse().ok()).and_then(Pid::from_raw) {
+            kill_process(attendant, Signal::KILL)?;
+        }
+    }
+    let deadline = Instant::now() + SHORT;
+    while process.left_over().len() > 1 {
+        ensure!(Instant::now() < deadline, "{:?} do not end", process.left_over());
+        thread::sleep(Duration::from_millis(5));
+    }
+    process.write(b"\n")?;
+    let outcome = process.finish(SHORT)?;
+    let verdict = expect(&outcome, 0, "ready\n126\n")?;
+    ensure!(outcome.errors().contains("usgx: cannot run a new program"), "{}", outcome.describe());
     Ok(verdict)
 }
 
