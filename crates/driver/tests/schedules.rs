@@ -3,15 +3,19 @@
 //! The EPC has a few pages more than one page of each kind needs, so nearly every step must wait for another
 //! thread's. `shuttle` runs one thread at a time and decides at every lock, wait and yield which goes on: at random,
 //! or by priorities that change a few times (PCT), which finds what needs an unlikely order. A wait that nobody ends
-//! is reported as a deadlock, with the schedule that leads there. 19,000 schedules in all.
+//! is reported as a deadlock, with the schedule that leads there.
+//!
+//! `USGX_SCHEDULES` says how many schedules each test tries in place of [`USUAL`], for a more patient run by hand.
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up is a failed test")]
 
 use std::sync::{Arc, Mutex, OnceLock};
 
+use shuttle::rand::Rng;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::thread::ThreadId;
 use shuttle::{Config, Runner, thread};
-use usgx_driver::{Behaviour, Enclave, Errno, FaultOutcome, Prot};
+use usgx_driver::{Behaviour, Enclave, Errno, FaultOutcome, Platform, Prot};
 use usgx_testkit::{
     Call, Image, Profile, SchedulePlatform, Sgx2Result, SimCaller, SimMachineOn, SystemOn, Touch,
 };
@@ -21,6 +25,7 @@ type TestEnclave = Enclave<SimMachineOn<SchedulePlatform>>;
 
 const BASE: u64 = 0x7000_0000_0000;
 const OTHER: u64 = 0x7100_0000_0000;
+const THIRD: u64 = 0x7200_0000_0000;
 const RW: Prot = Prot::R.union(Prot::W);
 const TCS: u64 = 1;
 const TRIM: u64 = 4;
@@ -30,6 +35,13 @@ const PAGES: u64 = 4;
 /// may have to leave for another to come.
 const NEEDED: u32 = 5;
 
+/// Schedules that one run tries; there are sixteen runs.
+const USUAL: usize = 1000;
+
+fn schedules() -> usize {
+    std::env::var("USGX_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(USUAL)
+}
+
 fn addr(base: u64, page: u64) -> u64 {
     base + page * 4096
 }
@@ -38,14 +50,18 @@ fn image(base: u64) -> Image {
     Image::data(base, PAGES)
 }
 
-/// A built enclave. Signing takes longer than a whole schedule, and the signature does not depend on the base.
-fn build(system: &System, base: u64) -> TestEnclave {
+/// Builds an enclave. Signing takes longer than a whole schedule, and the signature does not depend on the base.
+fn complete(enclave: &TestEnclave, caller: &SimCaller, base: u64) -> Result<(), Errno> {
     static SIGSTRUCT: OnceLock<Vec<u8>> = OnceLock::new();
-    let (enclave, caller, image) = (system.open(), SimCaller::new(), image(base));
-    image.create(&enclave, &caller).unwrap();
-    image.add_pages(&enclave, &caller).unwrap();
-    let sigstruct = SIGSTRUCT.get_or_init(|| image.sigstruct());
-    Call { enclave: &enclave, caller: &caller }.init(sigstruct).unwrap();
+    let image = image(base);
+    image.create(enclave, caller)?;
+    image.add_pages(enclave, caller)?;
+    Call { enclave, caller }.init(SIGSTRUCT.get_or_init(|| image.sigstruct()))
+}
+
+fn build(system: &System, base: u64) -> TestEnclave {
+    let enclave = system.open();
+    complete(&enclave, &SimCaller::new(), base).unwrap();
     enclave
 }
 
@@ -136,6 +152,29 @@ fn intruder(system: &System, enclave: &TestEnclave) {
     }
 }
 
+/// A process that builds an enclave of its own, shares another's pages, and is killed at any moment.
+fn doomed(system: &System, shared: &TestEnclave, caller: &SimCaller) {
+    let own = system.open();
+    let built = complete(&own, caller, THIRD);
+    assert!(matches!(built, Ok(()) | Err(Errno::ERESTARTSYS)), "{built:?}");
+    for round in 0..4 {
+        // Its last fault may find the signal; none finds the page gone.
+        assert_ne!(shared.fault(addr(BASE, 1 + round), RW), FaultOutcome::Sigbus);
+        if system.platform.signal_pending() {
+            break;
+        }
+    }
+}
+
+/// Kills a thread, sooner or later.
+fn killer(system: &System, thread: ThreadId, caller: &SimCaller) {
+    for _ in 0..shuttle::rand::thread_rng().gen_range(0..60) {
+        thread::yield_now();
+    }
+    system.platform.kill(thread);
+    caller.set_signal_after(Some(0));
+}
+
 /// `ksgxd`, though not for ever: an EPC this small is always short.
 fn reclaimer(system: &System, passes: usize) {
     for _ in 0..passes {
@@ -195,6 +234,57 @@ fn everything(spare: u32, behaviour: Behaviour, change: Change) {
     system.check_invariants();
 }
 
+/// An operator who shrinks the EPC while one enclave works, another ends, and a process that shares pages is killed.
+fn with_a_kill(spare: u32, behaviour: Behaviour) {
+    // What the third enclave needs while the others need theirs: its SECS, VA page, and a page to add.
+    let mut system = System::with_behaviour(NEEDED + spare + 2 + 3, Profile::default(), behaviour);
+    system.plays_ksgxd = false;
+    let system = Arc::new(system);
+    let enclave = build(&system, BASE);
+    let eid = enclave.with_pages(|secs, _| system.hw.enclave(secs).unwrap().eid);
+    if let Ok(eid) = eid {
+        system.threads.enter(eid, 1);
+    }
+    let other = build(&system, OTHER);
+
+    let spawn = |work: Box<dyn FnOnce(&System) + Send>| {
+        let system = Arc::clone(&system);
+        thread::spawn(move || work(&system))
+    };
+    let ksgxd = spawn(Box::new(|system| reclaimer(system, 4)));
+    let [one, two] = [(); 2].map(|()| enclave.clone());
+    let caller = Arc::new(SimCaller::new());
+    let victims = Arc::clone(&caller);
+    let victim = spawn(Box::new(move |system| doomed(system, &two, &victims)));
+    let id = victim.thread().id();
+    let threads = [
+        victim,
+        spawn(Box::new(move |system| killer(system, id, &caller))),
+        spawn(Box::new(move |system| counter(system, &one, BASE))),
+        spawn(Box::new(move |system| {
+            counter(system, &other, OTHER);
+            drop(other);
+        })),
+        spawn(Box::new(|system| {
+            system.driver.shrink();
+        })),
+    ];
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    system.platform.stop();
+    ksgxd.join().unwrap();
+
+    system.check_invariants();
+    for page in 1..=PAGES {
+        let value = if page == 2 { 12 } else { page };
+        assert_eq!(system.read(&enclave, addr(BASE, page)), Touch::Done(value));
+    }
+    drop(enclave);
+    system.check_invariants();
+    assert_eq!(system.driver.free_pages(), system.driver.epc_pages(), "everything is given back");
+}
+
 fn run(scheduler: impl Scheduler + 'static, test: impl Fn() + Send + Sync + 'static) {
     let mut config = Config::new();
     // The processor model's cryptography wants more than the default.
@@ -205,27 +295,44 @@ fn run(scheduler: impl Scheduler + 'static, test: impl Fn() + Send + Sync + 'sta
 #[test]
 fn in_any_order() {
     for spare in 2..=4 {
-        run(RandomScheduler::new(2000), move || everything(spare, Behaviour::default(), changer));
+        run(RandomScheduler::new(schedules()), move || everything(spare, Behaviour::default(), changer));
     }
 }
 
 #[test]
 fn in_any_unlikely_order() {
     for spare in 2..=4 {
-        run(PctScheduler::new(3, 2000), move || everything(spare, Behaviour::default(), changer));
+        run(PctScheduler::new(3, schedules()), move || everything(spare, Behaviour::default(), changer));
     }
 }
 
 #[test]
 fn in_any_order_as_linux() {
-    run(RandomScheduler::new(2000), || everything(3, Behaviour::linux(), changer));
+    run(RandomScheduler::new(schedules()), || everything(3, Behaviour::linux(), changer));
 }
 
 #[test]
 fn a_tcs_in_any_order() {
     for spare in 2..=3 {
-        run(RandomScheduler::new(1000), move || everything(spare, Behaviour::default(), promoter));
-        run(PctScheduler::new(3, 1000), move || everything(spare, Behaviour::default(), promoter));
+        run(RandomScheduler::new(schedules()), move || everything(spare, Behaviour::default(), promoter));
+        run(PctScheduler::new(3, schedules()), move || everything(spare, Behaviour::default(), promoter));
     }
-    run(RandomScheduler::new(1000), || everything(3, Behaviour::linux(), promoter));
+    run(RandomScheduler::new(schedules()), || everything(3, Behaviour::linux(), promoter));
+}
+
+#[test]
+fn in_any_order_with_a_kill() {
+    for spare in [0, 2] {
+        run(RandomScheduler::new(schedules()), move || with_a_kill(spare, Behaviour::default()));
+    }
+}
+
+#[test]
+fn in_any_unlikely_order_with_a_kill() {
+    run(PctScheduler::new(3, schedules()), || with_a_kill(1, Behaviour::default()));
+}
+
+#[test]
+fn in_any_order_with_a_kill_as_linux() {
+    run(RandomScheduler::new(schedules()), || with_a_kill(2, Behaviour::linux()));
 }

@@ -9,6 +9,7 @@ mod raw;
 use std::cell::RefCell;
 
 use shuttle::sync::{Condvar, Mutex};
+use shuttle::thread::ThreadId;
 use usgx_epc::{HeldLocks, Platform};
 
 /// What has happened for which threads may wait.
@@ -24,6 +25,8 @@ pub struct SchedulePlatform {
     alarm: Mutex<Alarm>,
     ksgxd: Condvar,
     waiters: Condvar,
+    /// Not a scheduling point, as a signal is none.
+    killed: parking_lot::Mutex<Vec<ThreadId>>,
 }
 
 impl SchedulePlatform {
@@ -38,6 +41,11 @@ impl SchedulePlatform {
         }
         alarm.wanted = false;
         !alarm.stopped
+    }
+
+    /// Makes a signal pending for a thread, for good.
+    pub fn kill(&self, thread: ThreadId) {
+        self.killed.lock().push(thread);
     }
 
     /// Ends `ksgxd`.
@@ -58,7 +66,7 @@ impl Platform for SchedulePlatform {
     type RawMutex = raw::ScheduleMutex;
 
     fn signal_pending(&self) -> bool {
-        false
+        self.killed.lock().contains(&shuttle::thread::current().id())
     }
 
     fn wake_ksgxd(&self) {
