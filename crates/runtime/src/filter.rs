@@ -16,12 +16,12 @@ use usgx_wire::place::{IMAGE_SIZE, RUNTIME_BASE};
 use crate::arch::lock::Lock;
 use crate::arch::syscall::{errno, nr};
 use crate::process::BOOT;
-use crate::signals::frame::Ucontext;
+use crate::signals::frame::{SigInfo, Ucontext, signum};
 use crate::signals::post;
 use crate::{sys, usercopy};
 
 /// `SECCOMP_RET_DATA` of the runtime's traps, to tell them from those of a program's own filter.
-pub const TRAP_DATA: i32 = 0x5347;
+const TRAP_DATA: i32 = 0x5347;
 
 /// An instruction of classic BPF.
 #[repr(C)]
@@ -204,7 +204,16 @@ pub fn has_trapped(uc: &Ucontext) -> bool {
         let fd = entry.load(Ordering::Relaxed);
         fd != NOBODY && traps(of_transfers((!is_last(entry)).then_some(fd)))
     };
-    traps(of_run()) || ARMED.load(Ordering::Acquire) != 0 && traps(of_memory()) || WATCHED.iter().any(watched)
+    traps(of_run())
+        || ARMED.load(Ordering::Acquire) != 0 && traps(of_memory())
+        || WAITS.load(Ordering::Acquire) != 0 && traps(of_waits())
+        || WATCHED.iter().any(watched)
+}
+
+/// Whether a signal is the trap of one of the runtime's filters.
+pub fn is_trap(info: &SigInfo) -> bool {
+    const SYS_SECCOMP: i32 = 1;
+    info.signo == signum::SIGSYS && info.code == SYS_SECCOMP && info.errno == TRAP_DATA
 }
 
 /// Words of `struct seccomp_data`.
@@ -395,6 +404,30 @@ pub fn watch(fd: i32) -> Result<(), i64> {
         }
         _ => Ok(()),
     }
+}
+
+/// 1 if this image's waits trap.
+static WAITS: AtomicU32 = AtomicU32::new(0);
+
+/// Makes the calls trap that wait for children, in all threads: the program traces some.
+pub fn watch_waits() -> Result<(), i64> {
+    if WAITS.load(Ordering::Acquire) != 0 {
+        return Ok(());
+    }
+    let _guard = ARMING.lock();
+    if WAITS.load(Ordering::Acquire) != 0 {
+        return Ok(());
+    }
+    load(of_waits().finish(), TSYNC)?;
+    WAITS.store(1, Ordering::Release);
+    Ok(())
+}
+
+fn of_waits() -> Assembler {
+    let mut a = Assembler::new();
+    a.trap(nr::WAIT4);
+    a.trap(nr::WAITID);
+    a
 }
 
 /// The last entry stands for all descriptors.

@@ -42,7 +42,7 @@ command does not exist, 126 if it cannot be executed, and 125 if usgx cannot run
 What is different under usgx run:
   - Ordinary users' programs run with no_new_privs: sudo and other setuid programs gain nothing.
   - A program that a tracer outside of the run holds cannot run: instead of 'strace usgx run -- PROG' write
-    'usgx run -- strace PROG'. Debuggers see the signals by which usgx works: README.md has what to tell gdb.
+    'usgx run -- strace PROG'.
   - 16 descriptor numbers just below 1024 (or below 'ulimit -n', if that is less) are in use.
   - 32-bit programs cannot run.";
 

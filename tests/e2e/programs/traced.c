@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -165,6 +166,50 @@ static void exception(void)
 	}
 }
 
+static volatile sig_atomic_t notices;
+
+static void notice(int number)
+{
+	(void)number;
+	notices++;
+}
+
+/* A child that makes many calls, and a parent that is told of its stops by a signal and waits for them. */
+static void busy(void)
+{
+	struct sigaction action = { .sa_handler = notice, .sa_flags = SA_RESTART };
+
+	sigaction(SIGCHLD, &action, NULL);
+	for (int how = 0; how < 2; how++) {
+		siginfo_t info = { 0 };
+		int stops = 0, status = 0;
+		pid_t child = fork();
+
+		if (!child) {
+			ptrace(PTRACE_TRACEME, 0, 0, 0);
+			raise(SIGSTOP);
+			for (int i = 0; i < 300; i++) {
+				close(open("/dev/null", O_RDONLY));
+				signal(SIGUSR1, SIG_IGN);
+			}
+			raise(SIGUSR2);
+			_exit(3);
+		}
+		do {
+			if (how)
+				waitid(P_PID, child, &info, WEXITED | WSTOPPED);
+			else
+				waitpid(child, &status, 0);
+			if (how ? info.si_code == CLD_EXITED : WIFEXITED(status))
+				break;
+			stops++;
+			printf("%s\n", sigabbrev_np(how ? info.si_status : WSTOPSIG(status)));
+		} while (!ptrace(PTRACE_CONT, child, 0, 0));
+		printf("%d stops, ended with %d\n", stops, how ? info.si_status : WEXITSTATUS(status));
+	}
+	printf("noticed %d\n", notices > 0);
+}
+
 /* As programs do that do not want to be debugged. */
 static void twice(void)
 {
@@ -196,6 +241,7 @@ int main(int argc, char **argv)
 	} modes[] = {
 		{ "image", image },	    { "vforked", vforked }, { "event", event },
 		{ "stops", stops }, { "exception", exception }, { "twice", twice },
+		{ "busy", busy },
 	};
 
 	setvbuf(stdout, NULL, _IOLBF, 0);

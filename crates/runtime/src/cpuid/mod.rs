@@ -25,7 +25,7 @@ use crate::signals::frame::Ucontext;
 use crate::sys;
 use crate::usercopy;
 
-pub use patch::patch_range;
+pub use patch::{is_patched_in, patch_range};
 
 /// `arch_prctl`: whether CPUID is allowed (1) or raises `#GP` (0).
 const ARCH_SET_CPUID: u64 = 0x1012;

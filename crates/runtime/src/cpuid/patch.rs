@@ -75,11 +75,17 @@ fn places(address: u64) -> impl Iterator<Item = usize> {
 /// Whether CPUID at `address` has been replaced.
 pub(super) fn is_patched(address: u64) -> bool {
     let set = set();
-    if set.is_empty() {
-        return false;
-    }
+    !set.is_empty() && is_among(address, |place| set[place].load(Ordering::Acquire))
+}
+
+/// As [`is_patched`], for a process whose words `read` gives, by their addresses; 0 for those that are not there.
+pub fn is_patched_in(address: u64, read: impl Fn(u64) -> u64) -> bool {
+    is_among(address, |place| read(SET_BASE + 8 * place as u64))
+}
+
+fn is_among(address: u64, look: impl Fn(usize) -> u64) -> bool {
     for place in places(address) {
-        match set[place].load(Ordering::Acquire) {
+        match look(place) {
             0 => return false,
             found if found == address => return true,
             _ => {}

@@ -18,7 +18,7 @@ use crate::thread::Thread;
 use crate::usercopy;
 
 /// ENCLU.
-const ENCLU: [u8; 3] = [0x0f, 0x01, 0xd7];
+pub const ENCLU: [u8; 3] = [0x0f, 0x01, 0xd7];
 
 const EREPORT: u32 = 0;
 const EGETKEY: u32 = 1;

@@ -35,6 +35,7 @@ mod vdso;
 pub use dispatch::{SYS_USER_DISPATCH, allow_calls, block_calls};
 pub use exception::Verdict;
 pub use fault::on_fault;
+pub use leaves::ENCLU;
 pub use mode::Mode;
 
 use crate::signals::deliver_sync;

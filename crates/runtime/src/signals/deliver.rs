@@ -106,13 +106,12 @@ pub fn set_mask(thread: &mut Thread, uc: &mut Ucontext, mask: u64) {
 /// Ends the process by an exception that nobody handles. Where the instruction would raise it again, it is left
 /// to: the core then shows the program's registers.
 pub fn die(uc: &Ucontext, sig: i32, info: &SigInfo) {
-    const ENCLU: [u8; 3] = [0x0f, 0x01, 0xd7];
     // At an enclave's address the kernel's own signal may be another one.
     let of_enclave = enclaves::mapping_at(uc.mcontext.cr2).is_some();
     let repeats = !of_enclave
         && matches!(sig, signum::SIGSEGV | signum::SIGBUS | signum::SIGILL | signum::SIGFPE)
         && info.by_kernel()
-        && usercopy::get::<[u8; 3]>(uc.mcontext.rip) != Some(ENCLU);
+        && usercopy::get::<[u8; 3]>(uc.mcontext.rip) != Some(enclu::ENCLU);
     if repeats {
         tables::set_kernel_default(sig);
     } else {

@@ -28,8 +28,8 @@ use frame::{SigInfo, Ucontext, signum};
 
 pub use deliver::deliver_sync;
 
-const SYS_SECCOMP: i32 = 1;
-const SI_SIGIO: i32 = -5;
+/// `si_code` of a signal that a socket sends.
+pub const SI_SIGIO: i32 = -5;
 
 /// Where the kernel's frames return to.
 #[unsafe(naked)]
@@ -72,7 +72,7 @@ extern "C" fn on_signal(sig: i32, info: *mut SigInfo, uc: *mut Ucontext) {
     // Whatever it waited in has been interrupted.
     thread.waits.store(0, Ordering::Relaxed);
     match sig {
-        signum::SIGSYS if info.code == SYS_SECCOMP && info.errno == filter::TRAP_DATA => {
+        signum::SIGSYS if filter::is_trap(info) => {
             syscalls::on_trap(thread, info.syscall(), uc);
         }
         signum::SIGSYS
@@ -97,8 +97,10 @@ extern "C" fn on_signal(sig: i32, info: *mut SigInfo, uc: *mut Ucontext) {
             pending::look(thread, uc);
         }
         signum::SIGILL if info.by_kernel() => {
-            let taken =
-                enclu::on_sigill(thread, uc) || syscalls::exec::on_failed(thread, uc) || cpuid::on_sigill(uc);
+            let taken = enclu::on_sigill(thread, uc)
+                || syscalls::exec::on_failed(thread, uc)
+                || syscalls::tracer::on_waited(uc)
+                || cpuid::on_sigill(uc);
             if !taken {
                 on_exception(thread, sig, info, uc);
             }

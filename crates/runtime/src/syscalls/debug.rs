@@ -48,6 +48,7 @@ pub fn ptrace(thread: &mut Thread, args: [u64; 6]) -> i64 {
         // Every way to let a process run on; of one that is told to listen nothing runs.
         CONT | SINGLESTEP | DETACH | SYSCALL | SYSEMU | SYSEMU_SINGLESTEP | SINGLEBLOCK => {
             tracer::prepare(args[1]);
+            tracer::note(args[0], args[1]);
             // SAFETY: the program's own call.
             unsafe { on_behalf(nr::PTRACE, args) }
         }
@@ -139,7 +140,7 @@ fn move_word(thread: &mut Thread, args: [u64; 6]) -> i64 {
 }
 
 /// A process that a debugger looks into, as the machine numbers it.
-struct Target(u64);
+pub struct Target(u64);
 
 /// What became of an access.
 enum Access {
@@ -153,7 +154,7 @@ enum Access {
 
 impl Target {
     /// The process of a thread, if the machine serves it.
-    fn of(tid: u32) -> Option<Self> {
+    pub fn of(tid: u32) -> Option<Self> {
         // SAFETY: opens a descriptor, close-on-exec.
         let open = |pid: u32| unsafe { sys!(nr::PIDFD_OPEN, pid, 0) };
         let mut fd = open(tid);
@@ -166,6 +167,11 @@ impl Target {
         let (answer, _) = link::channel_call(request, Some(fd), true);
         close(fd);
         (answer.status == 0).then_some(Self(answer.values[0]))
+    }
+
+    /// Whether an enclave is mapped at `address`.
+    pub fn has_enclave_at(&self, thread: &mut Thread, address: u64) -> bool {
+        !matches!(self.access(thread, address, 1, None), Access::Ordinary(_))
     }
 
     /// Reads at most [`DEBUG_MAX`] bytes at `address` into the data area of the thread's slot, or writes those at

@@ -96,6 +96,7 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
             let sent = if procfs::is_traced() { None } else { post::send(thread, number, args) };
             sent.unwrap_or_else(|| forward(number, args))
         }
+        nr::WAIT4 | nr::WAITID if stubs::forward_wait(uc, number) => number as i64,
         nr::ARCH_PRCTL => match args[0] {
             ARCH_GET_CPUID => 1,
             ARCH_SET_CPUID => -errno::ENODEV,

@@ -8,6 +8,7 @@
 
 use core::arch::naked_asm;
 
+use super::tracer;
 use crate::arch::syscall::errno;
 use crate::signals::frame::{SigInfo, Ucontext, bit};
 use crate::usercopy;
@@ -47,8 +48,35 @@ unsafe extern "C" fn usgx_exec_stub() {
     naked_asm!("syscall", ".globl usgx_exec_failed", "usgx_exec_failed:", "ud2")
 }
 
+/// Frame: [`WaitFrame`]. Without an error it comes back to the runtime by way of `SIGILL`.
+#[unsafe(naked)]
+#[unsafe(link_section = ".behalf")]
+unsafe extern "C" fn usgx_wait_stub() {
+    naked_asm!(
+        "syscall",
+        ".globl usgx_wait_stub_after",
+        "usgx_wait_stub_after:",
+        "test rax, rax",
+        "js 2f",
+        ".globl usgx_wait_done",
+        "usgx_wait_done:",
+        "ud2",
+        "2:",
+        "ret {frame} - 8 + 128",
+        ".globl usgx_wait_stub_end",
+        "usgx_wait_stub_end:",
+        frame = const size_of::<WaitFrame>(),
+    )
+}
+
+/// The frame of [`usgx_wait_stub`]: where the program goes on, and the number of its call.
+type WaitFrame = [u64; 2];
+
 unsafe extern "C" {
     static usgx_plain_stub_after: u8;
+    static usgx_wait_stub_after: u8;
+    static usgx_wait_stub_end: u8;
+    static usgx_wait_done: u8;
     static usgx_mask_stub_after: u8;
     static usgx_mask_stub_end: u8;
     static usgx_exec_failed: u8;
@@ -87,6 +115,19 @@ pub fn forward_exec(uc: &mut Ucontext, nr: u64) -> bool {
     push_return(uc, nr, usgx_exec_stub as *const () as u64)
 }
 
+/// As [`forward`], for `wait4` and `waitid`: the runtime looks at what they say ([`unwind_wait`]).
+pub fn forward_wait(uc: &mut Ucontext, nr: u64) -> bool {
+    let at = uc.mcontext.rsp.wrapping_sub(RED_ZONE + size_of::<WaitFrame>() as u64);
+    let frame: WaitFrame = [uc.mcontext.rip, nr];
+    if !usercopy::put(at, &frame) {
+        return false;
+    }
+    uc.mcontext.rsp = at;
+    uc.mcontext.rip = usgx_wait_stub as *const () as u64;
+    uc.mcontext.rax = nr;
+    true
+}
+
 fn push_return(uc: &mut Ucontext, nr: u64, stub: u64) -> bool {
     let at = uc.mcontext.rsp.wrapping_sub(RED_ZONE + 8);
     if !usercopy::put(at, &uc.mcontext.rip) {
@@ -108,6 +149,23 @@ pub fn unwind_exec(uc: &mut Ucontext) -> bool {
         uc.mcontext.rsp += RED_ZONE + 8;
     }
     true
+}
+
+/// If the trap is that of a wait that has returned: takes the stub's frame away and returns the number of the call.
+pub fn unwind_wait(uc: &mut Ucontext) -> Option<u64> {
+    if uc.mcontext.rip != &raw const usgx_wait_done as u64 {
+        return None;
+    }
+    let [back, number] = usercopy::get::<WaitFrame>(uc.mcontext.rsp)?;
+    uc.mcontext.rip = back;
+    uc.mcontext.rsp += size_of::<WaitFrame>() as u64 + RED_ZONE;
+    Some(number)
+}
+
+/// Makes the program's call again that has just returned to the context.
+pub fn repeat(uc: &mut Ucontext, nr: u64) {
+    uc.mcontext.rip -= SYSCALL_LEN;
+    uc.mcontext.rax = nr;
 }
 
 /// Which register of a call points at a signal mask.
@@ -218,7 +276,15 @@ pub fn complete_wait(uc: &mut Ucontext, sig: i32, info: &SigInfo) -> bool {
 /// returned, otherwise at it, so that the call traps again.
 pub fn leave(uc: &mut Ucontext) {
     let rip = uc.mcontext.rip;
-    let (returned, size) = if let Some(returned) = at_mask_stub(uc) {
+    let wait_returned = &raw const usgx_wait_stub_after as u64..&raw const usgx_wait_stub_end as u64;
+    let (returned, size) = if wait_returned.contains(&rip) {
+        // Whatever handler comes: what the call has said is looked at before the program sees it.
+        uc.mcontext.rip = &raw const usgx_wait_done as u64;
+        tracer::on_waited(uc);
+        return;
+    } else if rip == usgx_wait_stub as *const () as u64 {
+        (false, size_of::<WaitFrame>() as u64)
+    } else if let Some(returned) = at_mask_stub(uc) {
         (returned, size_of::<MaskFrame>() as u64)
     } else if rip == &raw const usgx_plain_stub_after as u64 {
         (true, 8)
@@ -229,7 +295,7 @@ pub fn leave(uc: &mut Ucontext) {
     };
     let at = uc.mcontext.rsp;
     let Some(back) = usercopy::get::<u64>(at) else { return };
-    if size > 8 {
+    if size == size_of::<MaskFrame>() as u64 {
         let Some(frame) = usercopy::get::<MaskFrame>(at) else { return };
         let to = &mut uc.mcontext;
         (to.rdi, to.r8, to.r9, to.r10) = (frame.rdi, frame.r8, frame.r9, frame.r10);

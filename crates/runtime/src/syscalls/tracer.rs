@@ -1,15 +1,26 @@
-//! New images of programs that a program of the run traces.
+//! Tracers among the programs of a run: new images of what they trace, and stops that are none of theirs.
 //!
-//! The attendant cannot hold them at their `execve`, because they have a tracer. So the tracer lends it a hand: before
+//! *New images.* The attendant cannot hold them at their `execve`, because they have a tracer. So the tracer lends it a hand: before
 //! it lets a process go on that has a new image, its runtime maps the place of the process's runtime and has the
 //! attendant fill it, which needs no tracing.
+//!
+//! *Stops.* The signals by which the runtime of a traced process works stop it, and the tracer hears of it when it
+//! waits. From the first time that a program lets a traced process run on, its waits trap; when one says that such a
+//! signal has stopped a process, the process is let run on as the tracer did the last time, with the signal, and the
+//! wait is made again. Single steps are left alone: a debugger that steps wants to know where it is.
 
 use usgx_wire::place::{IMAGE_SIZE, RUNTIME_BASE, VDSO_SIZE};
 
-use super::exec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::debug::Target;
+use super::{exec, stubs};
 use crate::arch::complain;
 use crate::arch::syscall::{errno, nr};
-use crate::sys;
+use crate::signals::frame::{SigInfo, Ucontext, signum};
+use crate::signals::{self, pending};
+use crate::thread::Thread;
+use crate::{cpuid, enclu, filter, sys, usercopy};
 
 const PEEKTEXT: u64 = 1;
 const POKETEXT: u64 = 4;
@@ -20,12 +31,15 @@ const GETSIGINFO: u64 = 0x4202;
 const GETSIGMASK: u64 = 0x420a;
 const SETSIGMASK: u64 = 0x420b;
 const GET_SYSCALL_INFO: u64 = 0x420e;
+const CONT: u64 = 7;
+const SINGLESTEP: u64 = 9;
 /// `PTRACE_EVENT_EXEC`.
 const EVENT_EXEC: i32 = 4;
 const SIGTRAP: i32 = 5;
 const SIGKILL: u64 = 9;
 /// The code segment of 64-bit programs.
 const USER_CS: u64 = 0x33;
+const SIGCHLD: i32 = 17;
 
 /// `struct user_regs_struct`, as far as it matters.
 #[repr(C)]
@@ -118,6 +132,24 @@ impl Remote {
         self.request(SETSIGMASK, 8, (&raw const mask) as u64)
     }
 
+    /// Whether it is stopped at an instruction that raises what its runtime takes: ENCLU, CPUID or what replaces it,
+    /// or one of the runtime itself.
+    fn has_instruction_of_runtime(&self, rip: u64, sig: i32) -> bool {
+        // Past the end of what is mapped there is no instruction.
+        let word = self.word(rip).or_else(|| Some(self.word(rip.wrapping_sub(5))? >> 40)).unwrap_or(0);
+        let code = word.to_le_bytes();
+        let is_cpuid = match sig {
+            signum::SIGILL => cpuid::is_patched_in(rip, |address| self.word(address).unwrap_or(0)),
+            _ => code.starts_with(&cpuid::CPUID),
+        };
+        signals::in_image(rip) || sig == signum::SIGILL && code.starts_with(&enclu::ENCLU) || is_cpuid
+    }
+
+    fn word(&self, address: u64) -> Option<u64> {
+        let mut word = 0u64;
+        self.request(PEEKTEXT, address, (&raw mut word) as u64).ok().map(|()| word)
+    }
+
     /// Whether it is stopped within its `execve`, rather than by the `SIGTRAP` after it.
     fn is_in_exec(&self) -> Result<bool, i64> {
         let mut info = [0i32; 32];
@@ -197,4 +229,81 @@ impl Remote {
         let result = unsafe { sys!(nr::WAIT4, self.0, 0, WALL, 0) };
         if result < 0 { Err(-result) } else { Ok(()) }
     }
+}
+
+/// How threads were let run on the last time: `tid << 32 | request`, at the thread's number. Where two share a place,
+/// the one that has lost it counts as [`CONT`].
+static LAST: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
+
+/// Notes that the program lets a process that it traces run on.
+pub fn note(request: u64, pid: u64) {
+    // Where another thread has a filter of its own, the runtime's stops are seen.
+    let _ = filter::watch_waits();
+    LAST[pid as usize % LAST.len()].store(pid << 32 | request, Ordering::Relaxed);
+}
+
+fn last(pid: u64) -> u64 {
+    let noted = LAST[pid as usize % LAST.len()].load(Ordering::Relaxed);
+    if noted >> 32 == pid { noted & 0xffff_ffff } else { CONT }
+}
+
+/// If the trap is that of a wait that has returned: lets the program see what it says, or makes it again.
+pub fn on_waited(uc: &mut Ucontext) -> bool {
+    let Some(number) = stubs::unwind_wait(uc) else { return false };
+    let Some((pid, sig)) = signal_stop(number, uc) else { return true };
+    let request = last(pid);
+    // SAFETY: no memory is touched.
+    let run_on = || unsafe { sys!(nr::PTRACE, request, pid, 0, sig) } == 0;
+    if request != SINGLESTEP && is_of_runtime(pid, sig) && run_on() {
+        stubs::repeat(uc, number);
+    }
+    true
+}
+
+/// The process that a wait has found stopped by a signal, and which.
+fn signal_stop(number: u64, uc: &Ucontext) -> Option<(u64, i32)> {
+    const CLD_TRAPPED: i32 = 4;
+    const STOPPED: u32 = 0x7f;
+    let registers = &uc.mcontext;
+    if (registers.rax as i64) < 0 {
+        return None;
+    }
+    let (pid, sig) = if number == nr::WAIT4 {
+        let status = usercopy::get::<u32>(registers.rsi)?;
+        // An event is above the signal.
+        (registers.rax, (status & 0xff == STOPPED).then_some(status >> 8)? as i32)
+    } else {
+        let info = usercopy::get::<[i32; 7]>(registers.rdx)?;
+        (info[4] as u64, (info[0] == SIGCHLD && info[2] == CLD_TRAPPED).then_some(info[6])?)
+    };
+    (pid != 0 && (1..=64).contains(&sig)).then_some((pid, sig))
+}
+
+/// Whether a signal that has stopped a process is one by which its runtime works, and is not for the program.
+fn is_of_runtime(pid: u64, sig: i32) -> bool {
+    let remote = Remote(pid);
+    let mut info = SigInfo::default();
+    // Refused for processes that are not traced by this thread, and for those that are stopped as a group.
+    if remote.request(GETSIGINFO, 0, (&raw mut info) as u64).is_err() {
+        return false;
+    }
+    let address = info.fields[0];
+    match sig {
+        signum::SIGSYS => filter::is_trap(&info) || info.code == enclu::SYS_USER_DISPATCH,
+        signum::SIGFPE if info.code == signals::SI_SIGIO || info.code == pending::LOOK => true,
+        signum::SIGILL | signum::SIGSEGV | signum::SIGBUS | signum::SIGFPE if info.by_kernel() => {
+            let Ok(Registers { rip, .. }) = remote.registers() else { return false };
+            // What an enclave raises leaves it first; a tracer never sees its registers.
+            remote.has_instruction_of_runtime(rip, sig)
+                || [rip, address].iter().any(|at| is_in_enclave(pid, *at))
+        }
+        _ => false,
+    }
+}
+
+/// Whether an enclave of the process is mapped at the address.
+fn is_in_enclave(pid: u64, address: u64) -> bool {
+    // SAFETY: handlers run on the runtime's stack.
+    let thread = unsafe { Thread::current_from_sp() };
+    Target::of(pid as u32).is_some_and(|target| target.has_enclave_at(thread, address))
 }
