@@ -12,6 +12,7 @@ mod picture;
 mod planted;
 mod report;
 mod selftests;
+mod suites;
 mod tally;
 mod test;
 mod tidy;
@@ -48,6 +49,8 @@ enum Command {
     E2e(e2e::E2e),
     /// Plants bugs in a clone, one at a time, and sees that the tests catch them
     Planted(planted::Planted),
+    /// Runs other people's test suites directly and under the built `usgx`, and compares each test
+    Suites(suites::Suites),
     /// Turns the contents of a terminal, with colours, into an SVG: standard input to standard output
     Picture(picture::Picture),
     /// Measures work against its floor, in the same run
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Tools(tools) => tools.run(&workspace),
         Command::E2e(e2e) => e2e.run(&workspace),
         Command::Planted(planted) => planted.run(&workspace),
+        Command::Suites(suites) => suites.run(&workspace),
         Command::Picture(picture) => picture.run(),
         Command::Bench(bench) => bench.run(&workspace),
     });

@@ -44,6 +44,8 @@ pub(crate) struct Package {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) license: Option<String>,
+    /// Its manifest.
+    pub(crate) manifest_path: PathBuf,
     /// Where it comes from; `None` for a package of this repository.
     pub(crate) source: Option<String>,
     pub(crate) dependencies: Vec<Dependency>,
@@ -132,6 +134,14 @@ fn read_metadata(manifest: &Path, extra: &[&str]) -> Result<Metadata> {
     let output = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
     ensure!(output.status.success(), "`{}` failed: {}", show(&command), output.status);
     serde_json::from_slice(&output.stdout).context("reading what cargo metadata printed")
+}
+
+/// Where the source of a package lies that a manifest depends on; cargo fetches it if need be.
+pub(crate) fn source_of(manifest: &Path, name: &str) -> Result<PathBuf> {
+    let metadata = read_metadata(manifest, &[])?;
+    let package = metadata.packages.into_iter().find(|package| package.name == name);
+    let package = package.with_context(|| format!("{} does not depend on {name}", manifest.display()))?;
+    Ok(package.manifest_path.parent().context("a manifest lies in a directory")?.to_owned())
 }
 
 /// Runs a command to its end, its output where ours goes.

@@ -112,6 +112,7 @@ mod tests {
             name: name.to_owned(),
             version: "0.1.0".to_owned(),
             license: None,
+            manifest_path: std::path::PathBuf::new(),
             source: None,
             dependencies: dependencies.iter().map(dependency).collect(),
         }

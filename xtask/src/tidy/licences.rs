@@ -140,6 +140,7 @@ mod tests {
             name: "x".to_owned(),
             version: "1.0.0".to_owned(),
             license: license.map(str::to_owned),
+            manifest_path: std::path::PathBuf::new(),
             source: None,
             dependencies: Vec::new(),
         };
