@@ -1,13 +1,16 @@
-//! Random programs on a small EPC against a short oracle: paging, faults of the store and pressure from other
-//! enclaves change how long things take and nothing else.
+//! Random programs on a small EPC against a short oracle: paging, shrinking, pages that break, faults of the store and
+//! pressure from other enclaves change how long things take and nothing else.
 
 use proptest::prelude::*;
-use usgx_driver::Enclave;
+use usgx_driver::{Enclave, Poisoned};
+use usgx_isa::EpcPage;
 use usgx_testkit::{Call, Image, Operation, SimCaller, SimMachine, System, Touch};
 
 const EPC_PAGES: u32 = 40;
 const PAGES: u64 = 48;
 const ENCLAVES: usize = 3;
+/// EPC pages that may break: what is left is enough for every enclave to work.
+const MAX_BROKEN: u64 = 6;
 
 fn base(enclave: usize) -> u64 {
     0x7000_0000_0000 + ((enclave as u64) << 36)
@@ -20,6 +23,8 @@ enum Op {
     Open { enclave: usize },
     Close { enclave: usize },
     Pass,
+    Shrink,
+    Break { page: u32 },
     FailPut { nth: u64 },
     FailReserve { nth: u64 },
     Enter { enclave: usize },
@@ -36,6 +41,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => enclave.clone().prop_map(|enclave| Op::Open { enclave }),
         1 => enclave.clone().prop_map(|enclave| Op::Close { enclave }),
         4 => Just(Op::Pass),
+        1 => Just(Op::Shrink),
+        1 => (0..EPC_PAGES).prop_map(|page| Op::Break { page }),
         1 => (1..20u64).prop_map(|nth| Op::FailPut { nth }),
         1 => (1..20u64).prop_map(|nth| Op::FailReserve { nth }),
         1 => enclave.clone().prop_map(|enclave| Op::Enter { enclave }),
@@ -53,12 +60,13 @@ struct Model {
 struct World {
     system: System,
     models: [Option<Model>; ENCLAVES],
+    nr_broken: u64,
 }
 
 impl World {
     fn new() -> Self {
         let system = System::with_epc_pages(EPC_PAGES);
-        Self { system, models: [const { None }; ENCLAVES] }
+        Self { system, models: [const { None }; ENCLAVES], nr_broken: 0 }
     }
 
     fn apply(&mut self, op: &Op) {
@@ -74,6 +82,15 @@ impl World {
             Op::Close { enclave } => self.models[enclave] = None,
             Op::Pass => {
                 system.driver.ksgxd_pass();
+            }
+            Op::Shrink => {
+                system.driver.shrink();
+            }
+            Op::Break { page } => {
+                if self.nr_broken < MAX_BROKEN {
+                    let outcome = system.driver.memory_failure(EpcPage(page)).expect("it is in the EPC");
+                    self.nr_broken += u64::from(outcome != Poisoned::Known);
+                }
             }
             Op::FailPut { nth } => system.store.fail(Operation::Put, nth),
             Op::FailReserve { nth } => system.store.fail(Operation::Reserve, nth),
@@ -138,7 +155,7 @@ fn apply_to_page(system: &System, model: &mut Model, base: u64, page: u64, op: &
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn eviction_is_invisible(ops in prop::collection::vec(op(), 1..150)) {
@@ -150,6 +167,7 @@ proptest! {
         }
         world.models = [const { None }; ENCLAVES];
         world.system.check_invariants();
-        assert_eq!(world.system.driver.free_pages(), EPC_PAGES as usize);
+        let stats = world.system.driver.stats();
+        assert_eq!((stats.free_pages, stats.poisoned_pages), (u64::from(EPC_PAGES) - world.nr_broken, world.nr_broken));
     }
 }
