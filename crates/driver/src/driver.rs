@@ -16,6 +16,7 @@ use crate::owner::Owner;
 use crate::roots::Roots;
 use crate::seams::{EnclaveId, Machine};
 use crate::stats::{EnclaveStats, Stats, Tally};
+use crate::transit::Transits;
 
 /// A mutex of a machine's platform.
 pub(crate) type MutexOf<M, T> = OrderedMutex<<M as Machine>::Platform, T>;
@@ -28,6 +29,7 @@ pub(crate) mod rank {
     pub(crate) const REGISTRY: Rank = Rank::new(0, "registry");
     pub(crate) const STATE: Rank = Rank::new(10, "enclave.state");
     pub(crate) const ROOTS: Rank = Rank::new(90, "roots");
+    pub(crate) const TRANSITS: Rank = Rank::new(95, "transits");
 }
 
 /// Times that `shrink` goes over all pages, at most.
@@ -44,6 +46,7 @@ pub(crate) struct Kernel<M: Machine> {
     pub(crate) tally: Tally,
     pub(crate) va_pages: AtomicU64,
     pub(crate) roots: MutexOf<M, Roots>,
+    pub(crate) transits: Transits<M::Platform>,
     next_id: AtomicU64,
     /// Which enclaves there are. Weak: being listed keeps no enclave alive.
     registry: MutexOf<M, BTreeMap<EnclaveId, Weak<Inner<M>>>>,
@@ -103,6 +106,7 @@ impl<M: Machine> Driver<M> {
             tally: Tally::default(),
             va_pages: AtomicU64::new(0),
             roots: OrderedMutex::new(rank::ROOTS, Roots::default()),
+            transits: Transits::default(),
             next_id: AtomicU64::new(1),
             registry: OrderedMutex::new(rank::REGISTRY, BTreeMap::new()),
         }))

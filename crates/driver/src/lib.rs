@@ -48,6 +48,7 @@ mod state;
 mod stats;
 mod table;
 mod track;
+mod transit;
 mod va;
 mod va_paging;
 mod write_back;

@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::owner::Owner;
 use crate::page::{Place, Prot, SlotRef};
 use crate::patience::{Obstacle, Supply};
-use crate::seams::{BackingStore, Machine};
+use crate::seams::{BackingStore, Machine, StoreError};
 use crate::state::State;
 
 /// Why a page could not be brought into the EPC.
@@ -158,12 +158,16 @@ impl<M: Machine> Inner<M> {
         let kernel = &self.kernel;
         self.load_va(state, source.slot.va(), supply).map_err(Refusal::For)?;
         let page = supply.take().map_err(|error| Refusal::For(error.into()))?;
-        if kernel.store.get(self.id, source.index, &mut state.transit).is_err() {
+        let slot = state.va.slot(source.slot);
+        let loaded = kernel.transits.with(|transit| {
+            kernel.store.get(self.id, source.index, transit)?;
+            Ok::<_, StoreError>(kernel.hw.eldu(page, slot, source.addr, source.secs, transit))
+        });
+        let Ok(loaded) = loaded else {
             supply.put_back(page);
             return Err(Refusal::For(LoadError::Failed));
-        }
-        let slot = state.va.slot(source.slot);
-        match kernel.hw.eldu(page, slot, source.addr, source.secs, &state.transit) {
+        };
+        match loaded {
             Ok(()) => {
                 kernel.store.discard(self.id, source.index);
                 state.va.give_back(source.slot);

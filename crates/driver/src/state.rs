@@ -1,8 +1,6 @@
 //! The part of an enclave that its lock protects.
 
-use alloc::boxed::Box;
-
-use usgx_isa::{EpcPage, EvictedPage};
+use usgx_isa::EpcPage;
 
 use crate::page::{EnclPage, PageKind, Place, Prot};
 use crate::table::PageTable;
@@ -33,8 +31,6 @@ pub(crate) struct State {
     pub(crate) cycles: u64,
     /// ATTRIBUTES that INIT lets pass.
     pub(crate) allowed: u64,
-    /// Where pages pass through on their way out and in.
-    pub(crate) transit: Box<EvictedPage>,
 }
 
 impl State {

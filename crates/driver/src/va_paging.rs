@@ -10,7 +10,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use usgx_epc::{Age, Reclaim, Victim, Written};
-use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode, VaSlot};
+use usgx_isa::{Encls, EpcPage, EvictedPage, LeafError, LinAddr, SgxCode, VaSlot};
 
 use crate::driver::Kernel;
 use crate::enclave::Inner;
@@ -19,7 +19,7 @@ use crate::owner::Owner;
 use crate::paging::LoadError;
 use crate::patience::Supply;
 use crate::roots::Roots;
-use crate::seams::{BackingStore, Machine};
+use crate::seams::{BackingStore, Machine, StoreError};
 use crate::state::State;
 use crate::va::VaPlace;
 
@@ -201,17 +201,29 @@ impl<M: Machine> Inner<M> {
     fn try_write_back_va(&self, state: &mut State, victim: &Victim, va: u32) -> bool {
         let kernel = &self.kernel;
         let Some(root) = kernel.take_root_slot() else { return false };
-        let result = kernel.hw.ewb(victim.page, root, &mut state.transit);
+        kernel.transits.with(|transit| self.write_back_va_through(transit, state, victim, va, root))
+    }
+
+    fn write_back_va_through(
+        &self,
+        transit: &mut EvictedPage,
+        state: &mut State,
+        victim: &Victim,
+        va: u32,
+        root: VaSlot,
+    ) -> bool {
+        let kernel = &self.kernel;
+        let result = kernel.hw.ewb(victim.page, root, transit);
         if !matches!(result, Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied))) {
             kernel.give_root_slot(root);
             return false;
         }
-        if kernel.store.put(self.id, victim.index, &state.transit).is_ok() {
+        if kernel.store.put(self.id, victim.index, transit).is_ok() {
             self.note(Event::EvictVa { va: u64::from(va) });
             state.va.set_place(va, VaPlace::Evicted(root));
             return true;
         }
-        let restored = kernel.hw.eldu(victim.page, root, LinAddr(0), None, &state.transit).is_ok();
+        let restored = kernel.hw.eldu(victim.page, root, LinAddr(0), None, transit).is_ok();
         kernel.give_root_slot(root);
         if !restored {
             // It did leave the EPC.
@@ -237,11 +249,16 @@ impl<M: Machine> Inner<M> {
             VaPlace::Evicted(root) => root,
         };
         let page: EpcPage = supply.take()?;
-        if kernel.store.get(self.id, self.va_index(va), &mut state.transit).is_err() {
+        let index = self.va_index(va);
+        let loaded = kernel.transits.with(|transit| {
+            kernel.store.get(self.id, index, transit)?;
+            Ok::<_, StoreError>(kernel.hw.eldu(page, root, LinAddr(0), None, transit))
+        });
+        let Ok(loaded) = loaded else {
             supply.put_back(page);
             return Err(LoadError::Failed);
-        }
-        match kernel.hw.eldu(page, root, LinAddr(0), None, &state.transit) {
+        };
+        match loaded {
             Ok(()) => {
                 kernel.store.discard(self.id, self.va_index(va));
                 kernel.va_pages.fetch_add(1, Relaxed);

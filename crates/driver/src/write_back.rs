@@ -12,7 +12,7 @@
 use alloc::vec;
 
 use usgx_epc::{Victim, Written};
-use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
+use usgx_isa::{Encls, EpcPage, EvictedPage, LeafError, LinAddr, SgxCode};
 
 use crate::enclave::{Guard, Inner};
 use crate::event::{After, Event};
@@ -44,6 +44,15 @@ impl<M: Machine> Inner<M> {
     /// Writes back pages that are `Reclaiming` and blocked, and then the SECS, if it is the only page left. Returns the
     /// enclave's lock.
     pub(crate) fn write_back(&self, victims: &[Victim], written: &mut [Written]) -> Guard<'_, M> {
+        self.kernel.transits.with(|transit| self.write_back_through(transit, victims, written))
+    }
+
+    fn write_back_through(
+        &self,
+        transit: &mut EvictedPage,
+        victims: &[Victim],
+        written: &mut [Written],
+    ) -> Guard<'_, M> {
         let mut state = self.lock();
         let mut left = vec![true; victims.len()];
         for round in 0..ROUNDS {
@@ -57,11 +66,11 @@ impl<M: Machine> Inner<M> {
                     (0, true) => After::Etrack,
                     _ => After::Kick,
                 };
-                let mut attempt = self.attempt(&mut state, victim, after);
+                let mut attempt = self.attempt(&mut state, transit, victim, after);
                 if matches!(attempt, Attempt::Untracked) && !tracked {
                     tracked = true;
                     self.etrack(&mut state);
-                    attempt = self.attempt(&mut state, victim, after.max(After::Etrack));
+                    attempt = self.attempt(&mut state, transit, victim, after.max(After::Etrack));
                 }
                 if matches!(attempt, Attempt::Untracked) {
                     // Neither will the others be, before a kick: they were blocked together.
@@ -81,22 +90,28 @@ impl<M: Machine> Inner<M> {
             *written = self.settle(&mut state, victim, &Attempt::Untracked);
         }
         if state.resident == 0 && self.may_leave() {
-            self.write_back_secs(&mut state);
+            self.write_back_secs(&mut state, transit);
         }
         state
     }
 
     /// EWB of one page, and what must follow it at once. `after` says what was tried before.
-    fn attempt(&self, state: &mut State, victim: &Victim, after: After) -> Attempt {
+    fn attempt(
+        &self,
+        state: &mut State,
+        transit: &mut EvictedPage,
+        victim: &Victim,
+        after: After,
+    ) -> Attempt {
         let slot = state.va.take().expect("there is a slot for each page in the EPC");
-        match self.kernel.hw.ewb(victim.page, state.va.slot(slot), &mut state.transit) {
+        match self.kernel.hw.ewb(victim.page, state.va.slot(slot), transit) {
             // "Occupied" is a remark: the eviction is done. It would mean that our books of the slots are wrong.
             Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied)) => {
-                if self.kernel.store.put(self.id, victim.index, &state.transit).is_ok() {
+                if self.kernel.store.put(self.id, victim.index, transit).is_ok() {
                     self.note(Event::Evict { addr: self.victim_addr(victim), after });
                     return Attempt::Written(slot);
                 }
-                let attempt = self.restore(state, victim, slot);
+                let attempt = self.restore(state, transit, victim, slot);
                 if matches!(attempt, Attempt::Lost(_)) {
                     // It did leave the EPC.
                     self.note(Event::Evict { addr: self.victim_addr(victim), after });
@@ -120,11 +135,11 @@ impl<M: Machine> Inner<M> {
     }
 
     /// Loads what EWB just produced back into the EPC page that it came from.
-    fn restore(&self, state: &mut State, victim: &Victim, slot: SlotRef) -> Attempt {
+    fn restore(&self, state: &mut State, transit: &EvictedPage, victim: &Victim, slot: SlotRef) -> Attempt {
         let is_secs = victim.index == self.secs_index();
         let addr = LinAddr(self.victim_addr(victim));
         let secs = if is_secs { None } else { state.secs_page() };
-        match self.kernel.hw.eldu(victim.page, state.va.slot(slot), addr, secs, &state.transit) {
+        match self.kernel.hw.eldu(victim.page, state.va.slot(slot), addr, secs, transit) {
             Ok(()) => {
                 state.va.give_back(slot);
                 Attempt::Restored
@@ -152,13 +167,13 @@ impl<M: Machine> Inner<M> {
     }
 
     /// Writes back the SECS of an enclave none of whose pages is in the EPC. If anything refuses, it stays.
-    fn write_back_secs(&self, state: &mut State) {
+    fn write_back_secs(&self, state: &mut State, transit: &mut EvictedPage) {
         let index = self.secs_index();
         let Some(Place::Resident(page)) = state.secs else { return };
         if self.kernel.epc.is_poisoned(page) || self.kernel.store.reserve(self.id, index).is_err() {
             return;
         }
-        match self.attempt(state, &Victim { page, index }, After::Nothing) {
+        match self.attempt(state, transit, &Victim { page, index }, After::Nothing) {
             Attempt::Written(slot) => {
                 state.secs = Some(Place::Evicted(slot));
                 self.kernel.free_secs(page);
@@ -176,15 +191,25 @@ impl<M: Machine> Inner<M> {
 
     /// Makes a `Blocked` page usable again. There is no leaf that unblocks, so it goes out and comes back in.
     pub(crate) fn unblock(&self, state: &mut State, index: u64, page: EpcPage) -> Result<EpcPage, LoadError> {
+        self.kernel.transits.with(|transit| self.unblock_through(transit, state, index, page))
+    }
+
+    fn unblock_through(
+        &self,
+        transit: &mut EvictedPage,
+        state: &mut State,
+        index: u64,
+        page: EpcPage,
+    ) -> Result<EpcPage, LoadError> {
         let victim = Victim { page, index };
         let slot = state.va.take().expect("there is a slot for each page in the EPC");
-        let result = self.kernel.hw.ewb(page, state.va.slot(slot), &mut state.transit);
+        let result = self.kernel.hw.ewb(page, state.va.slot(slot), transit);
         if !matches!(result, Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied))) {
             state.va.give_back(slot);
             self.etrack(state);
             return Err(LoadError::Busy(Obstacle::NotTracked));
         }
-        match self.restore(state, &victim, slot) {
+        match self.restore(state, transit, &victim, slot) {
             Attempt::Restored => {
                 state.set_place(index, Place::Resident(page));
                 Ok(page)
