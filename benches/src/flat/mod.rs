@@ -23,8 +23,11 @@ use crate::raw::{PAGE_SIZE, thread_time};
 const SIZES: [usize; 3] = [64, 1 << 10, 16 << 10];
 /// Numbers of enclaves, the first for comparison.
 const ENCLAVES: [usize; 3] = [1, 100, 10_000];
-/// Pages that the enclaves have beyond those of the EPC.
-const SURPLUS: usize = 4096;
+/// Pages that are evicted at any time: 256 MiB, more than any cache holds, and as many as 10,000 enclaves have at least
+/// beside the smallest EPC. So a page's contents are as cold in every case, and what differs is the rest.
+const SURPLUS: usize = 1 << 16;
+/// Pages of an enclave beside its data: SECS, VA page, TCS, and the page with which it is built.
+const OWN_PAGES: usize = 4;
 /// The fewest data pages of an enclave.
 const LEAST_PAGES: usize = 4;
 
@@ -78,7 +81,7 @@ impl<H: Encls + 'static> Paged<H> {
     /// Builds them: each initialised with one page, to which it adds the others.
     fn new(mebibytes: usize, count: usize, processor: impl Fn(u32) -> H) -> Result<Self> {
         let epc = mebibytes << 20 >> 12;
-        let pages = ((epc + SURPLUS.min(epc / 2)) / count).max(LEAST_PAGES);
+        let pages = ((epc + SURPLUS.min(4 * epc)) / count).saturating_sub(OWN_PAGES).max(LEAST_PAGES);
         let (driver, parts) = system::build(u32::try_from(epc)?, processor);
         let mut paged = Self { driver, parts, enclaves: Vec::with_capacity(count), wakes: 0 };
         let size = ((pages + 2) * PAGE_SIZE).next_power_of_two() as u64;
