@@ -27,7 +27,7 @@ pub enum MachineError {
         known: String,
     },
     /// The swap directory cannot be used.
-    #[error("cannot keep evicted pages in {}: {source}", path.display())]
+    #[error("cannot keep evicted pages in {}: {source}; name a directory on a disk that you can write to", path.display())]
     Swap {
         /// The directory.
         path: PathBuf,
@@ -35,7 +35,7 @@ pub enum MachineError {
         source: std::io::Error,
     },
     /// The socket cannot be made.
-    #[error("cannot listen at {}: {source}", path.display())]
+    #[error("cannot listen at {}: {source}; the directory has to be there, and you must be able to write to it", path.display())]
     Listen {
         /// Where.
         path: PathBuf,

@@ -15,8 +15,8 @@ use usgx_wire::place::{RUNTIME_BASE, RUNTIME_END};
 use usgx_wire::slot::{NR_WORDS, call};
 use usgx_wire::window::entry;
 
-use crate::arch::close;
 use crate::arch::syscall::{errno, nr, on_behalf};
+use crate::arch::{close, complain};
 use crate::devices;
 use crate::enclaves::{self, CHANGES, Enclave, Mapping};
 use crate::process::reserve;
@@ -235,6 +235,7 @@ fn userfaultfd() -> Result<i32, i64> {
     // SAFETY: makes a descriptor.
     let fd = unsafe { sys!(nr::USERFAULTFD, USER_MODE_ONLY_CLOEXEC_NONBLOCK) };
     if fd < 0 {
+        explain_refusal(-fd);
         return Err(-fd);
     }
     let fd = reserve(fd as i32);
@@ -242,6 +243,7 @@ fn userfaultfd() -> Result<i32, i64> {
     // SAFETY: the kernel reads and writes `api`.
     let result = unsafe { sys!(nr::IOCTL, fd, UFFDIO_API, api.as_ptr()) };
     let result = if result < 0 {
+        explain_refusal(-result);
         result
     } else {
         let request = Request { op: op::USERFAULTFD, reserved: 0, args: [0; 4] };
@@ -253,6 +255,16 @@ fn userfaultfd() -> Result<i32, i64> {
     }
     USERFAULTFD.store(fd, Ordering::Relaxed);
     Ok(fd)
+}
+
+/// Says why no enclave can be mapped, if it is for the kernel's sake: the program sees only an errno.
+fn explain_refusal(error: i64) {
+    if matches!(error, errno::ENOSYS | errno::EPERM | errno::EINVAL) {
+        complain(
+            "usgx: no enclave can be mapped: the kernel refuses a userfaultfd of the kind that usgx needs; \
+             'usgx doctor' says what is missing\n",
+        );
+    }
 }
 
 /// Drops the parent's userfaultfd, in a fork's child.

@@ -44,13 +44,18 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         }
         let name = format!("trouble/{}/the smallest EPC works", user.name());
         trials.push(trial(stage, name, move |stage| smallest(stage, user)));
+        let name = format!("trouble/{}/a kernel without userfaultfd runs what needs no enclave", user.name());
+        trials.push(trial(stage, name, move |stage| no_userfaultfd(stage, user)));
+        let name = format!("trouble/{}/a kernel that cannot trap CPUID runs enclaves", user.name());
+        trials.push(trial(stage, name, move |stage| no_cpuid_faulting(stage, user)));
         let name = format!("trouble/{}/a state directory that cannot be is done without", user.name());
         trials.push(trial(stage, name, move |stage| no_state(stage, user)));
         let name = format!("trouble/{}/a swap directory may be relative", user.name());
         trials.push(trial(stage, name, move |stage| relative_swap(stage, user)));
     }
     type Test = fn(&Stage) -> Result<Verdict>;
-    let once: [(&str, Test); 4] = [
+    let once: [(&str, Test); 5] = [
+        ("a machine that cannot listen says where", cannot_listen),
         ("a second machine at the same socket is refused", second_machine),
         ("a socket that is removed stops only newcomers", socket_removed),
         ("a full swap directory refuses pages and loses none", full_swap),
@@ -84,6 +89,51 @@ fn smallest(stage: &Stage, user: User) -> Result<Verdict> {
     expect(&outcome, 0, "loaded\nfilled\nswept: 200 right, 0 wrong, 0 refused, first -1\ndone\n")
 }
 
+/// `usgx` on a kernel that lacks something.
+fn without(stage: &Stage, user: User, what: &str, arguments: &[&str]) -> Command {
+    let mut command = stage.command(user, stage.program("without", Link::Static));
+    command.arg(what).arg(stage.usgx()).args(arguments);
+    command
+}
+
+fn no_userfaultfd(stage: &Stage, user: User) -> Result<Verdict> {
+    let files = files(stage, "plain:6", &format!("no-userfaultfd-{}", user.name()))?;
+    let echo = process::run(
+        &mut without(stage, user, "userfaultfd", &["run", "--", "/bin/echo", "started"]),
+        b"",
+        SHORT,
+    )?;
+    expect(&echo, 0, "started\n")?;
+    let mut load = without(stage, user, "userfaultfd", &["run", "--"]);
+    let load = process::run(load.arg(kit(stage)).arg("load").args(files), b"", SHORT)?;
+    expect(&load, 4, "map at 0: Function not implemented\n")?;
+    let message = load.errors();
+    ensure!(message.contains("userfaultfd") && message.contains("usgx doctor"), "{message}");
+    let doctor = process::run(&mut without(stage, user, "userfaultfd", &["doctor"]), b"", SHORT)?;
+    ensure!(
+        doctor.end() == (Some(1), None) && doctor.text().contains("FAIL  userfaultfd: refused"),
+        "{}",
+        doctor.describe()
+    );
+    Ok(Verdict::Passed)
+}
+
+fn no_cpuid_faulting(stage: &Stage, user: User) -> Result<Verdict> {
+    let files = files(stage, "plain:6", &format!("no-faulting-{}", user.name()))?;
+    let mut cpuid = without(stage, user, "cpuid-faulting", &["run", "--"]);
+    let cpuid = process::run(cpuid.arg(stage.program("cpuid", Link::Dynamic)), b"", SHORT)?;
+    ensure!(cpuid.text().contains("SGX 1, launch control 1\n"), "{}", cpuid.describe());
+    let mut load = without(stage, user, "cpuid-faulting", &["run", "--"]);
+    expect(&process::run(load.arg(kit(stage)).arg("load").args(files), b"", SHORT)?, 0, "loaded\ndone\n")?;
+    let doctor = process::run(&mut without(stage, user, "cpuid-faulting", &["doctor"]), b"", SHORT)?;
+    ensure!(
+        doctor.end() == (Some(0), None) && doctor.text().contains("note  CPUID faulting: not offered"),
+        "{}",
+        doctor.describe()
+    );
+    Ok(Verdict::Passed)
+}
+
 fn no_state(stage: &Stage, user: User) -> Result<Verdict> {
     let files = files(stage, "plain:6", &format!("no-state-{}", user.name()))?;
     let mut command = stage.run(user, &[], kit(stage));
@@ -107,6 +157,16 @@ fn second_machine(stage: &Stage) -> Result<Verdict> {
     let verdict = expect(&outcome, 125, "")?;
     ensure!(outcome.errors().contains("usgx machine status"), "{}", outcome.describe());
     machine.status(stage)?;
+    Ok(verdict)
+}
+
+fn cannot_listen(stage: &Stage) -> Result<Verdict> {
+    let mut command = stage.command(stage.best_user(), stage.usgx());
+    command.args(["machine", "start", "--foreground", "--socket", "/nonexistent/usgx/socket"]);
+    let outcome = process::run(&mut command, b"", SHORT)?;
+    let verdict = expect(&outcome, 125, "")?;
+    let message = outcome.errors();
+    ensure!(message.contains("/nonexistent/usgx/socket") && message.contains("directory"), "{message}");
     Ok(verdict)
 }
 
