@@ -21,7 +21,26 @@ const MEBIBYTE: u64 = 1 << 20;
 pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     let user = stage.best_user();
     let name = "machine/a thousand idle enclaves of 1 MiB hold no page of an EPC of 64 MiB";
-    vec![trial(stage, name.to_owned(), move |stage| needs_image(stage, user, thousand))]
+    vec![
+        trial(stage, name.to_owned(), move |stage| needs_image(stage, user, thousand)),
+        trial(stage, "machine/only its user rules a machine".to_owned(), move |stage| others(stage, user)),
+    ]
+}
+
+/// Another user can use a machine that is open to all, and neither shrinks nor stops it.
+fn others(stage: &Stage, user: User) -> Result<Verdict> {
+    if user != User::Root {
+        return Ok(Verdict::Skipped("needs two users: run as root".to_owned()));
+    }
+    let machine = Machine::start(stage, user, "others", "1M", &[])?;
+    for wish in ["shrink", "stop"] {
+        let outcome = machine.ask(stage, User::Ordinary, wish)?;
+        let told =
+            outcome.errors().contains(&format!("only root and the user with ID 0 may {wish} this machine"));
+        ensure!(outcome.end().0 != Some(0) && told, "{wish}: {}", outcome.describe());
+    }
+    machine.is_empty(stage)?;
+    Ok(Verdict::Passed)
 }
 
 fn thousand(stage: &Stage, user: User) -> Result<Verdict> {
@@ -34,7 +53,8 @@ fn thousand(stage: &Stage, user: User) -> Result<Verdict> {
     for program in &mut programs {
         program.wait_for("holding\n", LONG)?;
     }
-    machine.shrink(stage, user)?;
+    let outcome = machine.ask(stage, user, "shrink")?;
+    ensure!(outcome.end() == (Some(0), None), "shrink: {}", outcome.describe());
     let status = machine.status(stage)?;
     ensure!(number(&status, "enclaves") == PROGRAMS * ENCLAVES, "not all are alive: {status}");
     let used = number(&status, "epc_total_pages") - number(&status, "epc_free_pages");

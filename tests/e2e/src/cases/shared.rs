@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::machine::{MOST, worker};
 use super::{LONG, SHORT, Verdict, expect};
-use crate::process::{self, Process};
+use crate::process::{self, Outcome, Process};
 use crate::stage::{Stage, User};
 
 /// How long a machine may need to notice that a client has gone.
@@ -75,13 +75,10 @@ impl Machine {
         serde_json::from_slice(&outcome.stdout).with_context(|| format!("status: {}", outcome.describe()))
     }
 
-    /// `usgx machine shrink`.
-    pub(super) fn shrink(&self, stage: &Stage, user: User) -> Result<()> {
+    /// `usgx machine WISH`, such as `shrink`, of a user.
+    pub(super) fn ask(&self, stage: &Stage, user: User, wish: &str) -> Result<Outcome> {
         let mut command = stage.command(user, stage.usgx());
-        command.args(["machine", "shrink", "--socket"]).arg(&self.socket);
-        let outcome = process::run(&mut command, b"", LONG)?;
-        ensure!(outcome.end() == (Some(0), None), "shrink: {}", outcome.describe());
-        Ok(())
+        process::run(command.args(["machine", wish, "--socket"]).arg(&self.socket), b"", LONG)
     }
 
     /// Waits until the status is as it should be.
