@@ -290,7 +290,13 @@ fn of_run() -> Assembler {
         nr::SIGNALFD4,
     ];
     let processes = [nr::CLONE, nr::CLONE3, nr::FORK, nr::VFORK, nr::EXECVE, nr::EXECVEAT, nr::EXIT];
-    for number in signals.into_iter().chain(processes).chain([nr::CLOSE_RANGE, nr::SECCOMP, nr::PTRACE]) {
+    for number in signals.into_iter().chain(processes).chain([
+        nr::CLOSE_RANGE,
+        nr::SECCOMP,
+        nr::PTRACE,
+        nr::PROCESS_VM_READV,
+        nr::PROCESS_VM_WRITEV,
+    ]) {
         a.trap(number);
     }
     for (number, index) in [(nr::PPOLL, 3), (nr::PSELECT6, 5), (nr::EPOLL_PWAIT, 4), (nr::EPOLL_PWAIT2, 4)] {

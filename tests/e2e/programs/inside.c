@@ -1258,6 +1258,21 @@ static void peek_tcs(int memory)
 	printf("still works: %lu\n", nop(3, 1));
 }
 
+/* By process_vm_readv and process_vm_writev, which know no enclaves: what is in front of one is moved. */
+static void peek_vm(void)
+{
+	uint64_t words[3] = { 0 }, own[2] = { 77, 78 };
+	struct iovec here = { words, sizeof(words) };
+	struct iovec there[3] = { { &own[0], 8 }, { (void *)data_at(1), 8 }, { &own[1], 8 } };
+
+	printf("vm: %s", outcome(process_vm_readv(getpid(), &here, 1, there + 1, 1, 0)));
+	printf(", with something in front %s", outcome(process_vm_readv(getpid(), &here, 1, there, 3, 0)));
+	printf(", %lu %lu", words[0], words[1]);
+	there[1] = there[2];
+	printf(", without %s", outcome(process_vm_readv(getpid(), &here, 1, there, 2, 0)));
+	printf(", written %s\n", outcome(process_vm_writev(getpid(), &here, 1, &(struct iovec){ (void *)data_at(1), 8 }, 1, 0)));
+}
+
 /* By /proc/PID/mem. */
 static void peek_file(void)
 {
@@ -1288,6 +1303,7 @@ static void peek_file(void)
 
 	printf("own: %s", outcome(pread(memory, &word, sizeof(word), (uintptr_t)&own)));
 	printf(", %lu, nothing there: %s\n", word, outcome(pread(memory, &word, sizeof(word), 16)));
+	peek_vm();
 	peek_tcs(memory);
 	peek_thread(memory);
 	close(memory);

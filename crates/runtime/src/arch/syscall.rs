@@ -163,6 +163,8 @@ pub mod nr {
     pub const PREADV: u64 = 295;
     pub const PWRITEV: u64 = 296;
     pub const RT_TGSIGQUEUEINFO: u64 = 297;
+    pub const PROCESS_VM_READV: u64 = 310;
+    pub const PROCESS_VM_WRITEV: u64 = 311;
     pub const SECCOMP: u64 = 317;
     pub const EXECVEAT: u64 = 322;
     pub const USERFAULTFD: u64 = 323;

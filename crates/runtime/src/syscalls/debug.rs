@@ -169,9 +169,17 @@ impl Target {
         (answer.status == 0).then_some(Self(answer.values[0]))
     }
 
+    /// Bytes from `address` to where an enclave is mapped.
+    fn bytes_to_enclave(&self, thread: &mut Thread, address: u64) -> u64 {
+        match self.access(thread, address, 1, None) {
+            Access::Ordinary(bytes) => bytes,
+            Access::Moved(_) | Access::Failed => 0,
+        }
+    }
+
     /// Whether an enclave is mapped at `address`.
     pub fn has_enclave_at(&self, thread: &mut Thread, address: u64) -> bool {
-        !matches!(self.access(thread, address, 1, None), Access::Ordinary(_))
+        self.bytes_to_enclave(thread, address) == 0
     }
 
     /// Reads at most [`DEBUG_MAX`] bytes at `address` into the data area of the thread's slot, or writes those at
@@ -201,6 +209,39 @@ impl Target {
             }
         }
     }
+}
+
+/// `process_vm_readv`, `process_vm_writev`: as on Linux they move nothing of an enclave, and end where one begins.
+pub fn process_vm(thread: &mut Thread, number: u64, args: [u64; 6]) -> i64 {
+    const MAX_COUNT: u64 = 1024;
+    let [pid, local, local_count, remote, remote_count, flags] = args;
+    // SAFETY: the program's own call.
+    let ordinary = || unsafe { on_behalf(number, args) };
+    if remote_count > MAX_COUNT || flags != 0 || link::ensure_slot(thread).is_err() {
+        return ordinary();
+    }
+    let Some(target) = Target::of(pid as u32) else { return ordinary() };
+    for index in 0..remote_count {
+        let Some([start, length]) = usercopy::get::<[u64; 2]>(remote + 16 * index) else { return ordinary() };
+        let before = target.bytes_to_enclave(thread, start);
+        if length <= before {
+            continue;
+        }
+        if before == 0 && index == 0 {
+            return -errno::EFAULT;
+        }
+        // The ranges up to here, the last one shorter; nobody else uses the data area now.
+        let (shorter, size) = (link::data(thread), 16 * (index as usize + 1));
+        // SAFETY: the thread has a slot, and its data area is longer than all ranges together.
+        unsafe {
+            if usercopy::copy_in(shorter, remote, size) != size {
+                return -errno::EFAULT;
+            }
+            shorter.add(size - 8).cast::<u64>().write_unaligned(before);
+            return on_behalf(number, [pid, local, local_count, shorter as u64, index + 1, 0]);
+        }
+    }
+    ordinary()
 }
 
 /// The open family: reads and writes of a process's memory are to trap. `None` if it is something else.

@@ -74,7 +74,7 @@ pub fn execve(uc: &mut Ucontext, number: u64, args: [u64; 6]) -> i64 {
     if ask(kind, blocked).is_err() {
         complain(
             "usgx: cannot run a new program: the process that puts the runtime into it is gone or may not \
-             trace this one (a debugger that is attached must be started by usgx run, too)\n",
+             trace this one (a debugger that is attached must be of the same run)\n",
         );
         return -errno::EPERM;
     }

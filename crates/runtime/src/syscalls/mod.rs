@@ -85,6 +85,7 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
         nr::SECCOMP => sandbox::seccomp(args),
         nr::PRCTL => sandbox::prctl(args),
         nr::PTRACE => debug::ptrace(thread, args),
+        nr::PROCESS_VM_READV | nr::PROCESS_VM_WRITEV => debug::process_vm(thread, number, args),
         nr::READ | nr::READV | nr::PREAD64 | nr::PREADV | nr::PREADV2 => {
             debug::transfer(thread, number, args, false).unwrap_or_else(|| masks::plain(uc, number, args))
         }

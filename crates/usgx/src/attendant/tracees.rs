@@ -14,8 +14,6 @@ use anyhow::{Result, bail};
 use usgx_sys::attendant;
 use usgx_sys::ptrace::{self, Stop, Tid};
 
-use usgx_wire::place;
-
 use super::requests::{Start, Traced};
 use crate::inject::{Injector, Legacy, Refusal};
 
@@ -77,7 +75,9 @@ impl Tracees {
                 0
             }
             Err(error) => {
-                let tracer = tracer_of(tid).filter(|&tracer| is_of_the_run(tracer));
+                // Only the runtimes of this run ask here.
+                let socket = self.injector.attendant_socket();
+                let tracer = tracer_of(tid).filter(|&tracer| are_of_one_run(socket, tracer, tid));
                 let (Some(process), Some(_)) = (process_of(tid), tracer) else {
                     return -error.raw_os_error().unwrap_or(EPERM);
                 };
@@ -211,9 +211,8 @@ fn is_alive(pid: Tid) -> bool {
     fs::exists(format!("/proc/{pid}")).unwrap_or(false)
 }
 
-/// Whether a process has the runtime, so that it helps where it traces.
-fn is_of_the_run(pid: Tid) -> bool {
-    let runtime = format!("{:x}-", place::RUNTIME_BASE);
-    fs::read_to_string(format!("/proc/{pid}/maps"))
-        .is_ok_and(|maps| maps.lines().any(|line| line.starts_with(&runtime)))
+/// Whether two processes are of the same run: they have the same socket to the attendant, under its number.
+fn are_of_one_run(socket: i32, one: Tid, other: Tid) -> bool {
+    let behind = |pid: Tid| fs::read_link(format!("/proc/{pid}/fd/{socket}")).ok();
+    behind(one).is_some_and(|socket| behind(other) == Some(socket))
 }

@@ -79,6 +79,11 @@ impl Injector {
         Ok(Self { runtime: Runtime::embedded()?, vdso: vdso::Template::from_own()?, run })
     }
 
+    /// The number under which the run's processes have their socket to the attendant.
+    pub(crate) fn attendant_socket(&self) -> i32 {
+        self.run.fd_base + 1
+    }
+
     /// Puts the runtime into `pid`, which is stopped at its `execve` event, and lets it go. `first`: this is the
     /// run's first image, without a seccomp filter yet.
     ///
@@ -147,7 +152,7 @@ impl Injector {
             real_vdso,
             attendant_pid: self.run.attendant_pid,
             door_fd: self.run.fd_base,
-            attendant_fd: self.run.fd_base + 1,
+            attendant_fd: self.attendant_socket(),
             fd_base: self.run.fd_base,
             fd_count: self.run.fd_count,
             reserved: 0,

@@ -249,6 +249,7 @@ const PEEKING: [(&str, &str); 2] = [
          five bytes: 5, changed 1\n\
          vector: 16, then at 16, 8, then at 24\n\
          own: 8, 77, nothing there: EIO\n\
+         vm: EFAULT, with something in front 8, 77 0, without 16, written EFAULT\n\
          DBGOPTIN: 8, 8, 1\n\
          OENTRY: EIO, reserved: EIO\n\
          still works: 2\n\
@@ -268,6 +269,7 @@ const PEEKING: [(&str, &str); 2] = [
          five bytes: EIO, changed 0\n\
          vector: EIO, then at 0, EIO, then at 0\n\
          own: 8, 77, nothing there: EIO\n\
+         vm: EFAULT, with something in front 8, 77 0, without 16, written EFAULT\n\
          DBGOPTIN: EIO, EIO, 99\n\
          OENTRY: EIO, reserved: EIO\n\
          still works: 2\n\
