@@ -45,6 +45,10 @@ enum Op {
     Accept(u64, Option<u64>),
     Extend(u64, u64),
     Copy(u64, u64, u64),
+    /// EREPORT into the first, with what the second holds.
+    Report(u64, u64),
+    /// EGETKEY into this page, of a key that the enclave may not have.
+    Key(u64),
     Debug(u64, Option<u64>),
     Map(u64, u64, u8),
     TooLate,
@@ -70,6 +74,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (page.clone(), flags.clone()).prop_map(|(p, flags)| Op::Accept(p, Some(flags))),
         3 => (page.clone(), 0..8u64).prop_map(|(p, prot)| Op::Extend(p, REG | prot)),
         2 => (page.clone(), page.clone(), flags).prop_map(|(to, from, flags)| Op::Copy(to, from, flags)),
+        2 => (page.clone(), page.clone()).prop_map(|(to, from)| Op::Report(to, from)),
+        1 => page.clone().prop_map(Op::Key),
         2 => (page.clone(), prop::option::of(word)).prop_map(|(p, value)| Op::Debug(p, value)),
         1 => (page, 1..20u64, 0..8u8).prop_map(|(p, n, prot)| Op::Map(p, n, prot)),
         1 => Just(Op::TooLate),
@@ -86,12 +92,14 @@ struct Page {
     flags: u64,
     max_prot: Prot,
     words: [u64; 2],
+    /// Whether there is a report, where a TCS has reserved bytes.
+    reported: bool,
 }
 
 impl Page {
     fn added(flags: u64, first_word: u64) -> Self {
         let max_prot = Prot::from_bits_truncate((flags & 7) as u8);
-        Self { flags, max_prot, words: [first_word, 0] }
+        Self { flags, max_prot, words: [first_word, 0], reported: false }
     }
 
     fn has(&self, flags: u64) -> bool {
@@ -109,6 +117,8 @@ impl Page {
 }
 
 const WORDS: [u64; 2] = [0, 24];
+/// Where in a page EREPORT and EGETKEY find zeros, as TARGETINFO and as KEYREQUEST, and where they write.
+const OPERAND: u64 = 512;
 
 struct World {
     system: System,
@@ -157,6 +167,7 @@ impl World {
             flags: REG | R | W | PENDING,
             max_prot: Prot::all(),
             words: [0; 2],
+            reported: false,
         })
     }
 
@@ -233,6 +244,8 @@ impl World {
             Op::Accept(page, flags) => self.accept(page, flags),
             Op::Extend(page, flags) => self.extend(page, flags),
             Op::Copy(to, from, flags) => self.copy(to, from, flags),
+            Op::Report(to, from) => self.report(to, from),
+            Op::Key(to) => self.key(to),
             Op::Debug(page, value) => self.debug(page, value),
             Op::Map(first, count, prot) => {
                 let prot = Prot::from_bits_truncate(prot);
@@ -247,6 +260,7 @@ impl World {
                     assert_eq!(self.call().raw(command, &[0; 6]), Err(Errno::EINVAL));
                 }
                 assert_eq!(self.call().raw(0xA4FF, &[0; 6]), Err(Errno::ENOTTY));
+                assert_eq!(self.call().raw(command::PROVISION, &[6]), Err(Errno::EINVAL), "no such device");
             }
             Op::Pass => {
                 self.system.driver.ksgxd_pass();
@@ -310,7 +324,7 @@ impl World {
             _ => flags & (PENDING | MODIFIED | PR) == MODIFIED,
         };
         let [state, counts] = page.words;
-        let is_tcs = state == 0 && counts >> 32 > counts & 0xffff_ffff;
+        let is_tcs = state == 0 && counts >> 32 > counts & 0xffff_ffff && !page.reported;
         let expected = if !legal {
             Err(EncluError::Gp)
         } else if (flags ^ page.flags) & !PR != 0 {
@@ -354,8 +368,35 @@ impl World {
             assert_eq!(result, Err(EncluError::Code(SgxCode::PageAttributesMismatch)));
         } else {
             target.flags = target.flags & PR | REG | flags & 7;
-            target.words = source.words;
+            (target.words, target.reported) = (source.words, source.reported);
             assert_eq!(result, Ok(()));
+        }
+    }
+
+    /// EREPORT looks at what it reads before it looks at what it writes.
+    fn report(&mut self, to: u64, from: u64) {
+        let result = self.enclu(0, |_, scratch, leaf| {
+            let (target, output) = (LinAddr(scratch.0 + OPERAND), LinAddr(addr(to) + OPERAND));
+            leaf.hw.ereport(leaf.secs, target, LinAddr(addr(from)), output, leaf.map)
+        });
+        if !self.touched(from).permits(R) {
+            assert_eq!(fault_of(result), Some(addr(from)));
+        } else if !self.touched(to).permits(W) {
+            assert_eq!(fault_of(result), Some(addr(to)));
+        } else {
+            self.touched(to).reported = true;
+            assert_eq!(result, Ok(()));
+        }
+    }
+
+    fn key(&mut self, to: u64) {
+        let result = self.enclu(0, |_, scratch, leaf| {
+            leaf.hw.egetkey(leaf.secs, LinAddr(scratch.0 + OPERAND), LinAddr(addr(to) + OPERAND), leaf.map)
+        });
+        if self.touched(to).permits(W) {
+            assert_eq!(result, Err(EncluError::Code(SgxCode::InvalidAttribute)));
+        } else {
+            assert_eq!(fault_of(result), Some(addr(to)));
         }
     }
 
