@@ -35,7 +35,7 @@ pub(crate) struct Planted {
 /// How the tests ended.
 enum Outcome {
     Passed,
-    /// With the names of the tests that failed.
+    /// With the names of the tests that failed, of the first test binary in which one did.
     Failed(Vec<String>),
     Hung,
 }
@@ -60,10 +60,9 @@ impl Planted {
                     println!("  NOT CAUGHT");
                 }
                 Outcome::Failed(tests) => println!(
-                    "  caught by {} ({} in all, {:.0} s)",
-                    tests.first().map_or("a test binary that ended early", String::as_str),
-                    tests.len(),
-                    start.elapsed().as_secs_f64()
+                    "  caught in {:.0} s by {}",
+                    start.elapsed().as_secs_f64(),
+                    tests.first().map_or("cargo", String::as_str),
                 ),
                 Outcome::Hung => println!("  caught: a test never ended"),
             }
@@ -134,6 +133,8 @@ impl<'a> Garden<'a> {
     fn cargo_test(&self) -> Command {
         let mut cargo = self.workspace.cargo(&["test", "--quiet"]);
         cargo.current_dir(&self.tree).env("CARGO_TARGET_DIR", self.tree.with_file_name("target"));
+        // A bug leaves unused things behind.
+        cargo.env("RUSTFLAGS", "--allow=warnings");
         cargo.args(PACKAGES.map(|package| format!("--package={package}")));
         cargo
     }
@@ -145,7 +146,7 @@ impl<'a> Garden<'a> {
         let log = self.tree.with_file_name("output");
         let output = fs::File::create(&log)?;
         let mut tests = self.cargo_test();
-        tests.args(["--no-fail-fast", "--", "--format=pretty"]);
+        tests.args(["--", "--format=pretty"]);
         tests.stdout(output.try_clone()?).stderr(output).process_group(0);
         let mut child = tests.spawn().context("starting cargo")?;
         let deadline = Instant::now() + PATIENCE;
@@ -168,9 +169,11 @@ impl<'a> Garden<'a> {
     }
 }
 
+/// The tests that failed, and last the test binary, which may have ended before it could say which.
 fn failed_tests(output: &str) -> Vec<String> {
-    let name = |line: &str| line.strip_prefix("test ")?.strip_suffix(" ... FAILED").map(str::to_owned);
-    output.lines().filter_map(name).collect()
+    let test = |line: &str| line.strip_prefix("test ")?.strip_suffix(" ... FAILED").map(str::to_owned);
+    let binary = |line: &str| line.strip_prefix("error: test failed, to rerun pass ").map(str::to_owned);
+    output.lines().filter_map(test).chain(output.lines().filter_map(binary)).collect()
 }
 
 #[cfg(test)]
@@ -186,5 +189,6 @@ mod tests {
     fn failures_are_found_in_the_output_of_tests() {
         let output = "test a::b ... ok\ntest c::d ... FAILED\ntest result: FAILED. 1 passed; 1 failed\n";
         assert_eq!(failed_tests(output), ["c::d"]);
+        assert_eq!(failed_tests("error: test failed, to rerun pass `--test idle`\n"), ["`--test idle`"]);
     }
 }
