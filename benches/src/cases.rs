@@ -6,7 +6,7 @@ use crate::flat;
 use crate::floors::{crypto, paging, round_trip, signal};
 use crate::measure::{Case, Effort, Measured};
 use crate::raw::Wake;
-use crate::work;
+use crate::{scaling, work};
 
 /// How something is measured.
 pub(crate) enum Make {
@@ -21,7 +21,7 @@ pub(crate) enum Make {
 }
 
 /// All of them, in the order in which they are reported.
-pub(crate) const ALL: [(&str, Make); 17] = [
+pub(crate) const ALL: [(&str, Make); 18] = [
     ("trap and return by signal", Make::Floor(|| Ok(Case::floor(signal::traps(1)?)))),
     ("round trip by slot", Make::Floor(|| Ok(Case::floor(round_trip::slot()?)))),
     ("round trip by futex", Make::Floor(|| Ok(Case::floor(round_trip::shared(Wake::Futex)?)))),
@@ -46,6 +46,7 @@ pub(crate) const ALL: [(&str, Make); 17] = [
     ),
     ("load_256m", Make::Work(load)),
     ("memory_per_page", Make::Sizes(work::memory)),
+    ("reclaim_scaling", Make::Sizes(scaling::measure)),
     ("page_cost", Make::Large(flat::whole)),
     ("page_books", Make::Large(flat::books)),
 ];

@@ -8,6 +8,7 @@
 //! - `product` starts a machine and a program under it, `guest/` is that program;
 //! - `measure` takes turns, `statistics` makes medians and intervals of the rounds, `report` prints them;
 //! - `flat/` asks whether a page costs the same in every EPC, without a machine;
+//! - `scaling` asks whether two reclaiming threads are faster than one;
 //! - `raw` has the system calls.
 
 mod cases;
@@ -18,6 +19,7 @@ mod measure;
 mod product;
 mod raw;
 mod report;
+mod scaling;
 mod statistics;
 mod work;
 

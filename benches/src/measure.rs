@@ -30,7 +30,7 @@ pub(crate) struct Case {
 /// How long to measure.
 #[derive(Clone, Copy)]
 pub(crate) struct Effort {
-    rounds: usize,
+    pub(crate) rounds: usize,
     /// A turn repeats its activity until it takes this long.
     turn: Duration,
     /// Whether to work on small input.
@@ -41,7 +41,8 @@ pub(crate) struct Effort {
 #[derive(Debug, Serialize)]
 pub(crate) struct Measured {
     pub(crate) name: String,
-    /// `ns`, or `bytes` where memory is measured: then the fields say bytes where their names say nanoseconds.
+    /// `ns`; or `bytes` where memory is measured, and `times` where speed-ups are: then the fields say those where their
+    /// names say nanoseconds, and the ratio of speed-ups is floor by work.
     pub(crate) unit: &'static str,
     /// Nanoseconds of the work, once; none if only a floor was measured.
     pub(crate) value_ns: Option<f64>,

@@ -81,6 +81,19 @@ impl Machine {
         }
     }
 
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        socket(self.directory.path())
+    }
+
+    /// Has the machine that listens at `socket` evict all that it can.
+    pub(crate) fn shrink(socket: &Path) -> Result<()> {
+        match control(socket, Request::Shrink)? {
+            Response::Shrunk { .. } => Ok(()),
+            other => bail!("the machine says {other:?}"),
+        }
+    }
+
     /// Waits until the counters are as wanted.
     pub(crate) fn wait_until(&self, wanted: impl Fn(&StatsSnapshot) -> bool) -> Result<()> {
         let start = Instant::now();

@@ -9,7 +9,7 @@ pub(crate) fn table(results: &[Measured]) -> String {
         format!("{:width$}  {:>10}  {:>10}  {:>23}  {:>5}\n", "", "floor", "work", "ratio (95 %)", "bound");
     for result in results {
         let ratio = match (result.ratio, result.ratio_low, result.ratio_high) {
-            (Some(middle), Some(low), Some(high)) if result.unit == "ns" => {
+            (Some(middle), Some(low), Some(high)) if result.unit != "bytes" => {
                 format!("{middle:.2} ({low:.2} to {high:.2})")
             }
             (Some(middle), ..) => format!("{middle:.2}"),
@@ -30,6 +30,7 @@ pub(crate) fn table(results: &[Measured]) -> String {
 fn quantity(result: &Measured, value: f64) -> String {
     match result.unit {
         "ns" => time(value),
+        "times" => format!("{value:.2}"),
         unit => format!("{value:.0} {unit}"),
     }
 }

@@ -17,6 +17,7 @@ fn every_measurement_still_works() {
         "reclaim",
         "load_256m",
         "memory_per_page",
+        "reclaim_scaling",
         "page_cost",
         "page_books",
     ] {
