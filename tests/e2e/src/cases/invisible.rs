@@ -384,8 +384,11 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
                 language(stage, user, name, Path::new(program), arguments)
             }));
         }
-        for (name, test) in [("gdb starts a program", gdb_starts as Test), ("strace starts programs", strace)]
-        {
+        for (name, test) in [
+            ("gdb starts a program", gdb_starts as Test),
+            ("gdb looks into enclaves", gdb_looks),
+            ("strace starts programs", strace),
+        ] {
             trials.push(trial(stage, format!("debuggers/{}/{name}", user.name()), move |stage| {
                 test(stage, user)
             }));
@@ -489,6 +492,43 @@ fn gdb_starts(stage: &Stage, user: User) -> Result<Verdict> {
     ensure!(
         seen.iter().all(|part| text.contains(part)) && !text.contains("received signal"),
         "gdb did not run the program: {}",
+        outcome.describe()
+    );
+    Ok(Verdict::Passed)
+}
+
+/// A debugger in the run reads and writes pages of a debug enclave, evicted ones as well, and of no other.
+fn gdb_looks(stage: &Stage, user: User) -> Result<Verdict> {
+    if !Path::new("/usr/bin/gdb").is_file() {
+        return Ok(Verdict::Skipped("gdb is not installed".to_owned()));
+    }
+    let look = |arguments: &[&str]| {
+        let mut gdb = stage.run(user, &["--epc", "256K"], "gdb");
+        gdb.args(["--nx", "--batch"]);
+        let lines = [
+            "break peek_tcs",
+            "run",
+            "x/2gx base + (DATA + 43) * PAGE",
+            "set {long}(base + (DATA + 44) * PAGE) = 5",
+        ];
+        for line in lines.into_iter().chain(["x/gx base + (DATA + 44) * PAGE", "kill"]) {
+            gdb.args(["-ex", line]);
+        }
+        gdb.arg("--args").arg(stage.program("inside", Link::Dynamic)).arg(stage.key()).arg("peeking");
+        process::run(gdb.args(arguments), b"", LONG)
+    };
+    let outcome = look(&["debug"])?;
+    let text = outcome.text();
+    ensure!(
+        text.contains("0x0000002b00000000\t0x0000002b00000008") && text.contains("0x0000000000000005"),
+        "gdb did not see or change the debug enclave: {}",
+        outcome.describe()
+    );
+    let outcome = look(&[])?;
+    let text = [outcome.text(), outcome.errors()].concat();
+    ensure!(
+        text.contains("Cannot access memory") && !text.contains("0x0000002b"),
+        "gdb was not refused: {}",
         outcome.describe()
     );
     Ok(Verdict::Passed)
