@@ -115,7 +115,6 @@ pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
     let bound = if effort.is_small { 4096.0 } else { BYTES_BOUND };
     let image = Image { data_pages, measured: false };
     let (pages, contents) = (image.pages() as f64, (image.pages() * PAGE_SIZE) as f64);
-    let held = |machine: &Machine| if effort.is_small { machine.memory() } else { machine.idle_memory() };
     let mut results = Vec::new();
     let mut most_held = 0.0_f64;
     let mut note = |state: &str, before: u64, after: u64| {
@@ -140,7 +139,7 @@ pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
         machine.wait_until(|stats| stats.enclaves == 0)?;
         let before = match before {
             Some(before) => before,
-            None => *before.insert(held(&machine)?),
+            None => *before.insert(machine.idle_memory()?),
         };
         program.step("load large")?;
         for state in states {
@@ -153,7 +152,7 @@ pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
                 (client.evicted_pages == 0, stats.mapped_pages >= data_pages as u64);
             let wanted = (*state != "evicted", *state == "mapped");
             ensure!((is_resident, is_mapped) == wanted, "{state}: {stats:#?}");
-            note(state, before, held(&machine)?);
+            note(state, before, machine.idle_memory()?);
         }
     }
     let name = "contents held (bytes)";
