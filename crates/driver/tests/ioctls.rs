@@ -4,7 +4,7 @@
 
 use usgx_driver::{Caller, Efault, Errno, Prot, SourceError, command};
 use usgx_isa::Page;
-use usgx_testkit::{Call, Image, Operation, SimCaller, System, Touch};
+use usgx_testkit::{Call, Image, Operation, Profile, SimCaller, System, Touch};
 
 const BASE: u64 = 0x7000_0000_0000;
 const REG_RW: u64 = 0x203;
@@ -218,6 +218,25 @@ fn init_checks_in_order() {
     assert_eq!(call.init(&good), Err(Errno::EINVAL), "twice");
     f.caller.set(SRC, &[0; 4096]);
     assert_eq!(call.add_pages(SRC, 0x8000, 0x1000, REG_RW, false).0, Err(Errno::EINVAL), "after INIT");
+}
+
+#[test]
+fn aex_notify_is_free_where_the_processor_has_it() {
+    const AEXNOTIFY: u64 = 1 << 10;
+    for (cpu, created, signed) in
+        [("ice-lake-sp", Err(Errno::EIO), Errno::EINVAL), ("sapphire-rapids", Ok(()), Errno::EPERM)]
+    {
+        let system = System::with_profile(64, Profile::by_name(cpu).unwrap());
+        let (mut image, caller) = (Image::data(BASE, 7), SimCaller::new());
+        let enclave = system.open();
+        image.create(&enclave, &caller).unwrap();
+        let mut sigstruct = image.sigstruct();
+        sigstruct[928..936].copy_from_slice(&(image.attributes | AEXNOTIFY).to_le_bytes());
+        // The driver lets it pass, and the processor finds that the signature does not fit any more.
+        assert_eq!(Call { enclave: &enclave, caller: &caller }.init(&sigstruct), Err(signed), "{cpu}");
+        image.attributes |= AEXNOTIFY;
+        assert_eq!(image.create(&system.open(), &caller), created, "{cpu}");
+    }
 }
 
 #[test]

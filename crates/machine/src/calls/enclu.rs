@@ -74,7 +74,7 @@ fn run(
         leaf::EACCEPT => hw.eaccept(secs, rbx, rcx, map),
         leaf::EMODPE => hw.emodpe(secs, rbx, rcx, map),
         leaf::EACCEPTCOPY => hw.eacceptcopy(secs, rbx, rcx, rdx, map),
-        // Entry and exit are the runtime's; the others do not exist on any profile.
+        // Entry, exit and EDECCSSA are the runtime's; EVERIFYREPORT2 exists on no profile.
         _ => Err(EncluError::Gp),
     }
 }
