@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::flat;
 use crate::floors::{crypto, paging, round_trip, signal};
+use crate::heap::{self, Way};
 use crate::measure::{Case, Effort, Measured};
 use crate::raw::Wake;
 use crate::{scaling, work};
@@ -21,7 +22,7 @@ pub(crate) enum Make {
 }
 
 /// All of them, in the order in which they are reported.
-pub(crate) const ALL: [(&str, Make); 18] = [
+pub(crate) const ALL: [(&str, Make); 24] = [
     ("trap and return by signal", Make::Floor(|| Ok(Case::floor(signal::traps(1)?)))),
     ("round trip by slot", Make::Floor(|| Ok(Case::floor(round_trip::slot()?)))),
     ("round trip by futex", Make::Floor(|| Ok(Case::floor(round_trip::shared(Wake::Futex)?)))),
@@ -45,6 +46,12 @@ pub(crate) const ALL: [(&str, Make); 18] = [
         Make::Work(|effort| Ok(Case::floor(paging::reclaim()?).with_work(work::reclaim(effort)?, 1.3))),
     ),
     ("load_256m", Make::Work(load)),
+    ("grow_64m, one by one", Make::Work(|effort| heap::grow_case(effort, Way::OneByOne))),
+    ("grow_64m, batched", Make::Work(|effort| heap::grow_case(effort, Way::Batched))),
+    ("shrink_64m, one by one", Make::Work(|effort| heap::shrink_case(effort, Way::OneByOne))),
+    ("shrink_64m, batched", Make::Work(|effort| heap::shrink_case(effort, Way::Batched))),
+    ("grow_64m, batched against one by one", Make::Work(heap::grow_in_batches)),
+    ("shrink_64m, batched against one by one", Make::Work(heap::shrink_in_batches)),
     ("memory_per_page", Make::Sizes(work::memory)),
     ("reclaim_scaling", Make::Sizes(scaling::measure)),
     ("page_cost", Make::Large(flat::whole)),

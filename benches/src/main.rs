@@ -15,6 +15,7 @@ mod cases;
 mod flat;
 mod floors;
 mod guest;
+mod heap;
 mod measure;
 mod product;
 mod raw;

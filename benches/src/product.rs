@@ -43,6 +43,11 @@ pub(crate) struct Machine {
 impl Machine {
     /// Starts a machine with an EPC of so many pages.
     pub(crate) fn start(epc_pages: usize) -> Result<Rc<Self>> {
+        Self::start_with(epc_pages, &[])
+    }
+
+    /// Starts one with more options.
+    pub(crate) fn start_with(epc_pages: usize, options: &[&str]) -> Result<Rc<Self>> {
         let binary = binary()?;
         let directory = tempfile::Builder::new().prefix("usgx-bench-").tempdir()?;
         let complaints = directory.path().join("stderr");
@@ -56,6 +61,7 @@ impl Machine {
                 "--socket",
             ])
             .arg(socket(directory.path()))
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&complaints)?)
@@ -204,8 +210,9 @@ impl Program {
     pub(crate) fn prepare(&mut self, name: &str, image: Image) -> Result<()> {
         let path = self.machine.directory.path().join(name);
         fs::write(&path, sign(&image))?;
-        let (pages, measured) = (image.data_pages, image.measured);
-        self.step(&format!("prepare {name} {pages} {measured} {}", path.display())).map(drop)
+        let Image { data_pages, measured, heap_pages } = image;
+        self.step(&format!("prepare {name} {data_pages} {measured} {heap_pages} {}", path.display()))
+            .map(drop)
     }
 }
 

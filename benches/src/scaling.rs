@@ -123,7 +123,7 @@ impl Work {
         let mut program = machine.program()?;
         let names: Vec<String> = (0..enclaves).map(|number| format!("measured-{number}")).collect();
         for name in &names {
-            program.prepare(name, Image { data_pages: pages / enclaves, measured: false })?;
+            program.prepare(name, Image { data_pages: pages / enclaves, measured: false, heap_pages: 0 })?;
             program.step(&format!("load {name}"))?;
         }
         Ok(Self { machine, program, names, pages })

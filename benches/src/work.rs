@@ -15,7 +15,7 @@ const BYTES_BOUND: f64 = 200.0;
 pub(crate) fn ecall(step: &'static str) -> Result<Activity> {
     let machine = Machine::start(256)?;
     let mut program = machine.program()?;
-    program.prepare("small", Image { data_pages: 8, measured: false })?;
+    program.prepare("small", Image { data_pages: 8, measured: false, heap_pages: 0 })?;
     program.step("load small")?;
     Ok(Box::new(move |times| program.step(&format!("{step} small {times}"))))
 }
@@ -25,10 +25,10 @@ pub(crate) fn fault(effort: Effort) -> Result<Activity> {
     let (epc, pages) = if effort.is_small { (256, 64) } else { (2048, 1024) };
     let machine = Machine::start(epc)?;
     let mut program = machine.program()?;
-    program.prepare("measured", Image { data_pages: pages, measured: false })?;
+    program.prepare("measured", Image { data_pages: pages, measured: false, heap_pages: 0 })?;
     // Fills the EPC more than twice (pages that were used get a second chance), so that all others have to go, and is
     // gone before anything is measured.
-    program.prepare("displacer", Image { data_pages: epc * 5 / 2, measured: false })?;
+    program.prepare("displacer", Image { data_pages: epc * 5 / 2, measured: false, heap_pages: 0 })?;
     program.step("load measured")?;
     Ok(Box::new(move |times| {
         let (mut loads, mut time) = (0, Duration::ZERO);
@@ -71,7 +71,7 @@ pub(crate) fn reclaim(effort: Effort) -> Result<Activity> {
     let pages = 4 * epc;
     let machine = Machine::start(epc)?;
     let mut program = machine.program()?;
-    program.prepare("measured", Image { data_pages: pages, measured: false })?;
+    program.prepare("measured", Image { data_pages: pages, measured: false, heap_pages: 0 })?;
     program.step("load measured")?;
     let mut next = 0;
     Ok(Box::new(move |times| {
@@ -95,7 +95,7 @@ pub(crate) fn reclaim(effort: Effort) -> Result<Activity> {
 pub(crate) fn load(pages: usize) -> Result<Activity> {
     let machine = Machine::start(pages + pages / 16 + 1024)?;
     let mut program = machine.program()?;
-    program.prepare("large", Image { data_pages: pages - FIRST_DATA, measured: true })?;
+    program.prepare("large", Image { data_pages: pages - FIRST_DATA, measured: true, heap_pages: 0 })?;
     Ok(Box::new(move |times| {
         let mut time = Duration::ZERO;
         for _ in 0..times {
@@ -113,7 +113,7 @@ pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
     let data_pages = if effort.is_small { 4096 } else { 1 << 16 };
     // On small input the machine's own growth is larger than what is measured.
     let bound = if effort.is_small { 4096.0 } else { BYTES_BOUND };
-    let image = Image { data_pages, measured: false };
+    let image = Image { data_pages, measured: false, heap_pages: 0 };
     let (pages, contents) = (image.pages() as f64, (image.pages() * PAGE_SIZE) as f64);
     let mut results = Vec::new();
     let mut most_held = 0.0_f64;
@@ -124,7 +124,7 @@ pub(crate) fn memory(effort: Effort) -> Result<Vec<Measured>> {
         // Against one byte, so that the bound is in bytes.
         results.push(Measured::bytes(&name, (grown - contents) / pages, 1.0, bound));
     };
-    let warm_up = Image { data_pages: 64, measured: false };
+    let warm_up = Image { data_pages: 64, measured: false, heap_pages: 0 };
     // Of the machine with the small EPC, for both: what is kept for each page of the EPC is a cost of pages, too.
     let mut before = None;
     for (states, epc) in [(&["evicted"][..], 1024), (&["resident", "mapped"], image.pages() * 17 / 16 + 1024)]

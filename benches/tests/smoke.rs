@@ -16,6 +16,8 @@ fn every_measurement_still_works() {
         "epc_fault",
         "reclaim",
         "load_256m",
+        "grow_64m",
+        "shrink_64m",
         "memory_per_page",
         "reclaim_scaling",
         "page_cost",

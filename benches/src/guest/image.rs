@@ -18,6 +18,8 @@ pub(crate) struct Image {
     pub(crate) data_pages: usize,
     /// Whether the data is measured (the rest always is).
     pub(crate) measured: bool,
+    /// Pages behind the data that are mapped, and there only when the enclave has accepted them.
+    pub(crate) heap_pages: usize,
 }
 
 /// Pages of one kind, one after the other.
@@ -30,14 +32,14 @@ pub(crate) struct Region {
 }
 
 impl Image {
-    /// All pages.
+    /// All pages that are added.
     pub(crate) fn pages(&self) -> usize {
         FIRST_DATA + self.data_pages
     }
 
     /// Bytes of the address range.
     pub(crate) fn size(&self) -> usize {
-        (self.pages() * PAGE_SIZE).next_power_of_two()
+        ((self.pages() + self.heap_pages) * PAGE_SIZE).next_power_of_two()
     }
 
     /// What is added, in this order.

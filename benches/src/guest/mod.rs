@@ -4,6 +4,7 @@
 //! a line for each step; it answers each with the nanoseconds that the step took, or with what went wrong.
 //! `image` is the enclave that it loads, `raw` has the device, the vDSO and the instruction.
 
+mod heap;
 pub(crate) mod image;
 mod raw;
 
@@ -51,8 +52,9 @@ impl Program {
     fn step(&mut self, words: &[&str]) -> Result<Duration> {
         let number = |text: &str| text.parse::<usize>().with_context(|| format!("{text} is no number"));
         match *words {
-            ["prepare", name, pages, measured, sigstruct] => {
-                let image = Image { data_pages: number(pages)?, measured: measured == "true" };
+            ["prepare", name, pages, measured, heap, sigstruct] => {
+                let (data_pages, heap_pages) = (number(pages)?, number(heap)?);
+                let image = Image { data_pages, measured: measured == "true", heap_pages };
                 let sigstruct = std::fs::read(Path::new(sigstruct))?;
                 let sigstruct = sigstruct.try_into().ok().context("a SIGSTRUCT has 1808 bytes")?;
                 let source = raw::Source::new(&image)?;
@@ -85,6 +87,14 @@ impl Program {
                 let (enclave, first, count) = (self.enclave(name)?, number(first)?, number(count)?);
                 ensure!(first + count <= enclave.data_pages(), "there are no so many pages");
                 timed(|| enclave.touch(first, count))
+            }
+            ["grow", name, count] => {
+                let (enclave, count) = (self.enclave(name)?, number(count)?);
+                timed(|| heap::grow(enclave, count))
+            }
+            ["shrink", name, count, chunk] => {
+                let (enclave, count, chunk) = (self.enclave(name)?, number(count)?, number(chunk)?);
+                timed(|| heap::shrink(enclave, count, chunk))
             }
             // A page after the other, with a pause after each `chunk`, for the reclaimer to keep up.
             ["stroll", name, first, count, chunk, micros] => {

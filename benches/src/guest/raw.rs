@@ -15,16 +15,22 @@ use super::image::{FIRST_DATA, Image, PAGE_SIZE, Region, SIGSTRUCT_SIZE};
 const CREATE: libc::c_ulong = 0x4008_a400;
 const ADD_PAGES: libc::c_ulong = 0xc030_a401;
 const INIT: libc::c_ulong = 0x4008_a402;
+const MODIFY_TYPES: libc::c_ulong = 0xc028_a406;
+const REMOVE_PAGES: libc::c_ulong = 0xc018_a407;
 const EENTER: u32 = 2;
 const EEXIT: u32 = 4;
 
-// The enclave. RDI: address of the first page, RSI: how many. Reads a word of each page and leaves.
+// The enclave. RDI: address of the first page, RSI: how many. With RDX = 0 it reads a word of each page. Otherwise RDX
+// is what it accepts each page as (SECINFO.FLAGS), and R8 where in its own memory there is room for a SECINFO; new
+// pages it writes to, as it will have to some time. Then it leaves. A page that cannot be accepted ends in `#UD`.
 global_asm!(
     ".pushsection .rodata.usgx_bench_enclave, \"a\", @progbits",
     ".globl usgx_bench_enclave, usgx_bench_enclave_end",
     "usgx_bench_enclave:",
     "   test rsi, rsi",
     "   jz 3f",
+    "   test rdx, rdx",
+    "   jnz 4f",
     "2: mov rax, [rdi]",
     "   add rdi, 4096",
     "   dec rsi",
@@ -33,6 +39,28 @@ global_asm!(
     "   mov eax, 4",
     "   enclu",
     "   ud2",
+    "4: pxor xmm0, xmm0",
+    "   movdqa [r8], xmm0",
+    "   movdqa [r8 + 16], xmm0",
+    "   movdqa [r8 + 32], xmm0",
+    "   movdqa [r8 + 48], xmm0",
+    "   mov [r8], rdx",
+    "   mov r9, rcx",
+    "   mov rbx, r8",
+    "5: mov rcx, rdi",
+    "   mov eax, 5",
+    "   enclu",
+    "   test eax, eax",
+    "   jnz 7f",
+    "   test edx, 8",
+    "   jz 6f",
+    "   mov [rdi], rdi",
+    "6: add rdi, 4096",
+    "   dec rsi",
+    "   jnz 5b",
+    "   mov rcx, r9",
+    "   jmp 3b",
+    "7: ud2",
     "usgx_bench_enclave_end:",
     ".popsection",
 );
@@ -136,7 +164,7 @@ pub(super) struct Enclave {
     image: Image,
     // The mapping goes before the device, which would not matter.
     _range: Range,
-    _device: File,
+    device: File,
 }
 
 impl Enclave {
@@ -160,14 +188,14 @@ impl Enclave {
                 0x205 => libc::PROT_READ | libc::PROT_EXEC,
                 _ => libc::PROT_READ | libc::PROT_WRITE,
             };
-            let address = (base + region.first * PAGE_SIZE) as *mut libc::c_void;
-            let (length, flags) = (region.count * PAGE_SIZE, libc::MAP_SHARED | libc::MAP_FIXED);
-            // SAFETY: replaces a part of `range`, in which nothing is.
-            let result = unsafe { libc::mmap(address, length, protection, flags, device.as_raw_fd(), 0) };
-            ensure!(result == address, "mmap: {}", io::Error::last_os_error());
+            map(&device, base + region.first * PAGE_SIZE, region.count, protection)?;
+        }
+        if image.heap_pages > 0 {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            map(&device, base + image.pages() * PAGE_SIZE, image.heap_pages, protection)?;
         }
         let enter = enter_function().context("the vDSO has no __vdso_sgx_enter_enclave")?;
-        Ok(Self { base, enter, image: *image, _range: range, _device: device })
+        Ok(Self { base, enter, image: *image, _range: range, device })
     }
 
     pub(super) fn data_pages(&self) -> usize {
@@ -180,6 +208,38 @@ impl Enclave {
 
     /// Enters through the vDSO; the enclave touches data pages from `first` on.
     pub(super) fn touch(&self, first: usize, count: usize) -> Result<()> {
+        self.enter(self.data(first), count, 0)
+    }
+
+    /// The enclave accepts `count` pages of its heap from `first` on, as SECINFO.FLAGS says.
+    pub(super) fn accept(&self, first: usize, count: usize, flags: u64) -> Result<()> {
+        self.enter(self.data(self.image.data_pages + first), count, flags)
+    }
+
+    /// Changes the type of pages of the heap, all or none.
+    pub(super) fn modify_types(&self, first: usize, count: usize, page_type: u64) -> Result<()> {
+        let [offset, length] = self.heap(first, count);
+        let mut argument = [offset, length, page_type, 0, 0];
+        ioctl(&self.device, MODIFY_TYPES, &mut argument).context("MODIFY_TYPES")?;
+        ensure!(argument[4] == length, "MODIFY_TYPES has changed {:#x} of {length:#x} bytes", argument[4]);
+        Ok(())
+    }
+
+    /// Removes trimmed pages of the heap.
+    pub(super) fn remove_pages(&self, first: usize, count: usize) -> Result<()> {
+        let [offset, length] = self.heap(first, count);
+        let mut argument = [offset, length, 0];
+        ioctl(&self.device, REMOVE_PAGES, &mut argument).context("REMOVE_PAGES")?;
+        ensure!(argument[2] == length, "REMOVE_PAGES has removed {:#x} of {length:#x} bytes", argument[2]);
+        Ok(())
+    }
+
+    /// Offset and length, in bytes, of pages of the heap.
+    fn heap(&self, first: usize, count: usize) -> [u64; 2] {
+        [self.image.pages() + first, count].map(|pages| (pages * PAGE_SIZE) as u64)
+    }
+
+    fn enter(&self, address: usize, count: usize, flags: u64) -> Result<()> {
         let mut run = Run {
             tcs: self.base as u64,
             function: 0,
@@ -192,7 +252,7 @@ impl Enclave {
         };
         let status: i32;
         // SAFETY: the function's seventh argument is on the stack; it preserves RBX, RBP and RSP, and everything
-        // else is declared lost. The enclave reads its own pages only.
+        // else is declared lost. The enclave uses its own pages only.
         unsafe {
             asm!(
                 "sub rsp, 8",
@@ -201,11 +261,11 @@ impl Enclave {
                 "add rsp, 16",
                 run = in(reg) &raw mut run,
                 enter = in(reg) self.enter,
-                inout("rdi") self.data(first) => _,
+                inout("rdi") address => _,
                 inout("rsi") count => _,
-                inout("rdx") 0_u64 => _,
+                inout("rdx") flags => _,
                 inout("ecx") EENTER => _,
-                inout("r8") 0_u64 => _,
+                inout("r8") self.data(0) => _,
                 inout("r9") 0_u64 => _,
                 lateout("eax") status,
                 lateout("r12") _,
@@ -242,6 +302,16 @@ impl Enclave {
             );
         }
     }
+}
+
+/// Maps pages of an enclave, within a range that was reserved for it.
+fn map(device: &File, start: usize, pages: usize, protection: i32) -> Result<()> {
+    let address = start as *mut libc::c_void;
+    let (length, flags) = (pages * PAGE_SIZE, libc::MAP_SHARED | libc::MAP_FIXED);
+    // SAFETY: replaces a part of the enclave's range, in which nothing is.
+    let result = unsafe { libc::mmap(address, length, protection, flags, device.as_raw_fd(), 0) };
+    ensure!(result == address, "mmap: {}", io::Error::last_os_error());
+    Ok(())
 }
 
 fn add(device: &File, region: &Region, source: &Source) -> io::Result<()> {
