@@ -233,6 +233,36 @@ fn on_linux_the_secs_and_version_arrays_stay_before_init() {
     }
 }
 
+#[test]
+fn idle_version_arrays_find_a_root_slot_at_every_moment() {
+    // More than a root page has slots for. None of them leaves before all have been built.
+    const ENCLAVES: u64 = 520;
+    let system = System::with_epc_pages(ENCLAVES as u32 * 4 + 200);
+    let image = Image::data(BASE, 1);
+    let sigstruct = image.sigstruct();
+    let enclaves: Vec<_> = (0..ENCLAVES)
+        .map(|_| {
+            let (enclave, caller) = (system.open(), SimCaller::new());
+            image.create(&enclave, &caller).expect("there is room");
+            image.add_pages(&enclave, &caller).expect("there is room");
+            usgx_testkit::Call { enclave: &enclave, caller: &caller }.init(&sigstruct).expect("as signed");
+            enclave
+        })
+        .collect();
+    while system.driver.stats().va_evictions < ENCLAVES {
+        system.driver.ksgxd_pass();
+        system.check_invariants();
+    }
+    assert_eq!(system.driver.stats().va_pages, 2, "root pages");
+    for enclave in &enclaves {
+        assert_eq!(system.read(enclave, addr(1)), Touch::Done(1));
+    }
+    system.check_invariants();
+    drop(enclaves);
+    system.check_invariants();
+    assert_eq!(system.driver.stats().va_pages, 0);
+}
+
 /// How many enclaves can be built before one is refused, and what refuses it. The others are alive all the same. Every
 /// second is initialised only later, where an EPC that is full of such has room for more.
 fn enclaves_that_fit(epc_pages: u32, behaviour: Behaviour, most: usize) -> (usize, Option<Errno>) {
