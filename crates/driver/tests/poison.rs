@@ -34,3 +34,21 @@ fn broken_pages_are_neither_evicted_nor_used_again() {
     assert_eq!(next.stats().pages, 52);
     system.check_invariants();
 }
+
+#[test]
+fn a_broken_secs_stays_where_it_is() {
+    let system = System::with_epc_pages(64);
+    let enclave = system.build(&Image::data(BASE, 20));
+    let secs = || enclave.with_pages(|secs, _| secs).ok();
+    let broken = secs().expect("it is in the EPC");
+    assert_eq!(system.driver.memory_failure(broken), Ok(Poisoned::InUse));
+    system.driver.shrink();
+    system.check_invariants();
+    assert_eq!((enclave.stats().resident, secs()), (0, Some(broken)), "nothing reads it");
+    for page in 1..=20 {
+        assert_eq!(system.read(&enclave, BASE + page * 4096), Touch::Done(page));
+    }
+    drop(enclave);
+    system.check_invariants();
+    assert_eq!((system.driver.free_pages(), system.driver.stats().poisoned_pages), (63, 1));
+}
