@@ -1,6 +1,7 @@
 /*
  * Finds a vDSO function in the ways that programs use: "sysv", "gnu" (hash tables of the dynamic section),
- * "sections" (section headers), "loader" (dlvsym in the loaded object), "weak" (a weak symbol). The second argument
+ * "sections" (section headers), "loader" (dlvsym in the loaded object), "weak" (a weak symbol),
+ * "default" (dlsym in all objects, dladdr), "walk" (dl_iterate_phdr). The second argument
  * is the function's name. Mode "time" checks that clocks need no system call: it makes those calls fail first.
  */
 #define _GNU_SOURCE
@@ -131,6 +132,37 @@ static const ElfW(Sym) *by_sections(const char *name)
 	return NULL;
 }
 
+/* In the scope of all objects, before and after the vDSO joins them. */
+static void in_all_objects(const char *name)
+{
+	const int before = dlsym(RTLD_DEFAULT, name) != NULL, clock = dlsym(RTLD_DEFAULT, "__vdso_clock_gettime") != NULL;
+	void *vdso = dlopen("linux-vdso.so.1", RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL);
+	void *function = dlsym(RTLD_DEFAULT, name);
+	Dl_info about = { 0 };
+
+	printf("before like the clock's %d, after %d, the object's own %d\n", before == clock, function != NULL,
+	       vdso && function == dlsym(vdso, name));
+	/* Functions have several names. */
+	const int known = function && dladdr(function, &about) && about.dli_sname;
+
+	printf("back from its address %d, in the vDSO %d\n", known, about.dli_fbase == (void *)getauxval(AT_SYSINFO_EHDR));
+}
+
+/* As unwinders and profilers go over all objects. */
+static int visit(struct dl_phdr_info *object, size_t size, void *count)
+{
+	(void)size;
+	for (int i = 0; i < object->dlpi_phnum; i++) {
+		const ElfW(Phdr) *header = &object->dlpi_phdr[i];
+
+		if (header->p_type == PT_LOAD && object->dlpi_addr + header->p_vaddr == getauxval(AT_SYSINFO_EHDR)) {
+			printf("%s has the vDSO's address\n", object->dlpi_name);
+			++*(int *)count;
+		}
+	}
+	return 0;
+}
+
 static int clocks_without_calls(void)
 {
 	struct sock_filter filter[] = {
@@ -174,6 +206,16 @@ int main(int argc, char **argv)
 		printf("object %d, symbol %d, with another version %d\n", vdso != NULL,
 		       vdso && dlvsym(vdso, name, "LINUX_2.6"), vdso && dlvsym(vdso, name, "LINUX_9.9"));
 		return 0;
+	}
+	if (!strcmp(mode, "default")) {
+		in_all_objects(name);
+		return 0;
+	}
+	if (!strcmp(mode, "walk")) {
+		int count = 0;
+
+		dl_iterate_phdr(visit, &count);
+		return count != 1;
 	}
 	base = (const char *)getauxval(AT_SYSINFO_EHDR);
 	if (!base || memcmp(base, ELFMAG, SELFMAG) || !read_dynamic()) {

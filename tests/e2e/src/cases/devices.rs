@@ -53,8 +53,8 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
                 }));
             }
             trials.push(trial(stage, format!("cpuid/{place}"), move |stage| cpuid(stage, user, link)));
-            for mode in ["sysv", "gnu", "sections", "loader", "weak"] {
-                if link == Link::Static && ["loader", "weak"].contains(&mode) {
+            for mode in ["sysv", "gnu", "sections", "loader", "weak", "default", "walk"] {
+                if link == Link::Static && ["loader", "weak", "default", "walk"].contains(&mode) {
                     continue; // A static program has no loader.
                 }
                 for function in ["__vdso_sgx_enter_enclave", "__vdso_clock_gettime"] {
@@ -129,6 +129,10 @@ fn vdso(stage: &Stage, user: User, link: Link, mode: &str, function: &str) -> Re
     let output = match mode {
         "loader" => "object 1, symbol 1, with another version 0\n",
         "weak" => "like the clock's: 1\n",
+        "default" => {
+            "before like the clock's 1, after 1, the object's own 1\nback from its address 1, in the vDSO 1\n"
+        }
+        "walk" => "linux-vdso.so.1 has the vDSO's address\n",
         _ => "found 1, a function 1, versions 1\n",
     };
     expect(&process::run(command.args([mode, function]), b"", SHORT)?, 0, output)
