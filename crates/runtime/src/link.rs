@@ -17,7 +17,7 @@ use crate::arch::{close, complain, getpid, gettid};
 use crate::process::{BOOT, reserve};
 use crate::signals::frame::{bit, signum};
 use crate::thread::Thread;
-use crate::{sys, usercopy};
+use crate::{source, sys, usercopy};
 
 /// The channel, or -1 before the hello.
 static CHANNEL: Lock<i32> = Lock::new(-1);
@@ -437,6 +437,7 @@ fn serve(thread: &Thread, question: &[u64; NR_WORDS]) -> u64 {
         upcall::READ => unsafe { usercopy::copy_in(data(thread), question[1], length) as u64 },
         // SAFETY: the same.
         upcall::WRITE => unsafe { usercopy::copy_out(question[1], data(thread), length) as u64 },
+        upcall::SOURCE => source::copy(thread, question[1], length),
         upcall::SIGNAL_PENDING => u64::from(signal_pending(thread)),
         upcall::SOCKET_INODE => socket_inode(question[1] as i32).unwrap_or(0),
         _ => 0,

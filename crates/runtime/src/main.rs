@@ -17,7 +17,7 @@
 //! - [`filter`], [`syscalls`], [`devices`], [`listing`]: system calls that are trapped, the devices that appear, and the
 //!   directories that show them. [`procfs`]: what the runtime asks `/proc`.
 //! - [`signals`]: the runtime's handlers, and the program's behind them.
-//! - [`enclaves`]: enclaves and their mappings in this process. [`enclu`]: entry, exit, asynchronous exit.
+//! - [`enclaves`]: enclaves and their mappings in this process. [`source`]: pages that go into them. [`enclu`]: entry, exit, asynchronous exit.
 //! - [`cpuid`]: CPUID as the profile's processor answers it.
 
 #![no_std]
@@ -34,6 +34,7 @@ mod listing;
 mod process;
 mod procfs;
 mod signals;
+mod source;
 mod start;
 mod syscalls;
 mod thread;

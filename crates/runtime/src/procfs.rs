@@ -1,8 +1,12 @@
 //! What the runtime asks `/proc`. Where it is not mounted, there is no answer.
 
+use core::ffi::CStr;
+
 use crate::arch::close;
 use crate::arch::syscall::nr;
 use crate::sys;
+
+const O_CLOEXEC: u64 = 0o2000000;
 
 /// A path below `/proc`, built piece by piece, with its terminating zero.
 struct Path {
@@ -38,6 +42,67 @@ impl Path {
     }
 }
 
+/// The lines of a file below `/proc`, one after the other. Of a line that is longer than the buffer, its beginning.
+pub struct Lines {
+    fd: i32,
+    bytes: [u8; 1024],
+    /// Where the next line begins, and where what has been read ends.
+    at: usize,
+    len: usize,
+    /// The rest of a long line comes first.
+    is_rest: bool,
+}
+
+impl Lines {
+    /// Opens a file.
+    pub fn of(path: &CStr) -> Option<Self> {
+        // SAFETY: the name ends with a zero.
+        let fd = unsafe { sys!(nr::OPEN, path.as_ptr(), O_CLOEXEC) };
+        let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+        Some(Self { fd, bytes: [0; 1024], at: 0, len: 0, is_rest: false })
+    }
+
+    /// The next line, without its end.
+    pub fn next(&mut self) -> Option<&[u8]> {
+        let range = loop {
+            let rest = &self.bytes[self.at..self.len];
+            if let Some(length) = rest.iter().position(|byte| *byte == b'\n') {
+                let start = self.at;
+                self.at += length + 1;
+                if !core::mem::take(&mut self.is_rest) {
+                    break start..start + length;
+                }
+            } else if self.at == 0 && self.len == self.bytes.len() {
+                self.at = self.len;
+                if !core::mem::replace(&mut self.is_rest, true) {
+                    break 0..self.len;
+                }
+            } else {
+                self.read_on()?;
+            }
+        };
+        Some(&self.bytes[range])
+    }
+
+    /// Moves the unfinished line to the front, and reads what follows.
+    fn read_on(&mut self) -> Option<()> {
+        self.bytes.copy_within(self.at..self.len, 0);
+        self.len -= self.at;
+        self.at = 0;
+        let room = &mut self.bytes[self.len..];
+        // SAFETY: the kernel writes at most the room's length.
+        let read = unsafe { sys!(nr::READ, self.fd, room.as_mut_ptr(), room.len()) };
+        self.len += usize::try_from(read).ok().filter(|read| *read != 0)?;
+        Some(())
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        close(self.fd);
+    }
+}
+
 /// The path behind a descriptor of this process; its length, if it is shorter than the buffer.
 pub fn path_of(fd: i32, into: &mut [u8; 64]) -> Option<usize> {
     let mut link = Path::new(b"/proc/self/fd/");
@@ -62,7 +127,6 @@ pub fn is_traced() -> bool {
 
 /// A number among the first lines of a `status` file.
 fn status_number(path: &Path, field: &[u8]) -> Option<u32> {
-    const O_CLOEXEC: u64 = 0o2000000;
     // SAFETY: the name ends with a zero.
     let fd = unsafe { sys!(nr::OPEN, path.bytes.as_ptr(), O_CLOEXEC) };
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;

@@ -14,11 +14,11 @@ use usgx_wire::place::{MAX_THREADS, THREAD_STRIDE, THREADS_BASE};
 use crate::arch::lock::Lock;
 use crate::arch::syscall::nr;
 use crate::arch::{fatal, gettid};
-use crate::enclu;
 use crate::process::Process;
 use crate::signals::frame::{SS_DISABLE, SigInfo, StackT};
 use crate::signals::pending::Pending;
 use crate::sys;
+use crate::{enclu, source};
 
 /// Bytes at the top of a stride that hold the [`Thread`].
 const RECORD_SIZE: u64 = 0x4000;
@@ -41,6 +41,8 @@ pub struct Thread {
     pub calling: u32,
     /// A kick came while a handler was at work: look at it before the handler returns.
     pub kicked: AtomicU32,
+    /// Where the last pages for an enclave came from.
+    pub source: source::Known,
     /// The mask that the program believes in (the kernel's lacks the runtime's signals).
     pub mask: u64,
     /// The alternate stack that the program asked for.
@@ -149,6 +151,7 @@ impl Thread {
             (&raw mut (*thread).index).write(index);
             (&raw mut (*thread).slot).write(-1);
             (&raw mut (*thread).kick_fd).write(-1);
+            (&raw mut (*thread).source).write(source::Known::nothing());
             (&raw mut (*thread).calling).write(0);
             (&raw mut (*thread).kicked).write(AtomicU32::new(0));
             (&raw mut (*thread).mask).write(0);

@@ -30,6 +30,16 @@ impl<'a> ClientCaller<'a> {
         // What it says is clamped: it may say anything.
         self.link.upcall(upcall::READ, [addr, length]).unwrap_or(0).min(length)
     }
+
+    /// The same for pages that are to go into an enclave.
+    fn fetch_source(&self, addr: u64, length: u64) -> Result<u64, SourceError> {
+        self.fetched.set((0, 0));
+        let length = length.min(DATA_SIZE as u64);
+        match self.link.upcall(upcall::SOURCE, [addr, length]) {
+            Some(upcall::NEVER_EXECUTABLE) => Err(SourceError::Access),
+            got => Ok(got.unwrap_or(0).min(length)),
+        }
+    }
 }
 
 impl Caller for ClientCaller<'_> {
@@ -68,7 +78,7 @@ impl Caller for ClientCaller<'_> {
         let offset = match at(self.fetched.get()) {
             Some(offset) => offset,
             None => {
-                let got = self.fetch(addr, remaining.max(page));
+                let got = self.fetch_source(addr, remaining.max(page))?;
                 self.fetched.set((addr, got));
                 at((addr, got)).ok_or(SourceError::Fault)?
             }

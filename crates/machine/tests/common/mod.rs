@@ -320,7 +320,7 @@ impl TestThread {
         // A hostile test overwrites its own words, these too.
         let length = length.min(DATA_SIZE);
         match what {
-            upcall::READ => {
+            upcall::READ | upcall::SOURCE => {
                 let bytes = self.get(addr, length).unwrap_or_default();
                 self.client.region().write(data, &bytes);
                 bytes.len() as u64

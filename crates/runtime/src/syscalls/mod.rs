@@ -18,7 +18,7 @@ use crate::process::{self, BOOT};
 use crate::signals::frame::Ucontext;
 use crate::signals::{deliver, post};
 use crate::thread::Thread;
-use crate::{devices, listing, procfs};
+use crate::{devices, listing, procfs, source};
 
 /// `arch_prctl`: whether CPUID is allowed.
 const ARCH_GET_CPUID: u64 = 0x1011;
@@ -57,10 +57,10 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
         nr::GETDENTS64 => listing::getdents(args),
         nr::IOCTL => devices::ioctl(thread, args).unwrap_or_else(|| masks::plain(uc, number, args)),
 
-        nr::MMAP => memory::mmap(thread, args),
+        nr::MMAP => changed(memory::mmap(thread, args)),
         nr::MPROTECT | nr::PKEY_MPROTECT => memory::mprotect(thread, number, args),
-        nr::MUNMAP => memory::munmap(thread, args),
-        nr::MREMAP => memory::mremap(thread, args),
+        nr::MUNMAP => changed(memory::munmap(thread, args)),
+        nr::MREMAP => changed(memory::mremap(thread, args)),
         nr::MADVISE => memory::madvise(args),
 
         nr::RT_SIGACTION => deliver::sigaction(thread, args[0] as i32, args[1], args[2], args[3]),
@@ -105,6 +105,12 @@ fn answer(thread: &mut Thread, uc: &mut Ucontext, number: u64, args: [u64; 6]) -
         },
         _ => masks::plain(uc, number, args),
     }
+}
+
+/// Passes on the result of a call that may have changed what is mapped where.
+fn changed(result: i64) -> i64 {
+    source::forget();
+    result
 }
 
 /// Makes the program's call here.

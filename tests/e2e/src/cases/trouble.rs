@@ -2,7 +2,7 @@
 //! that mean harm. Each gets a clear message, and nobody loses what an enclave holds.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -54,7 +54,8 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         trials.push(trial(stage, name, move |stage| relative_swap(stage, user)));
     }
     type Test = fn(&Stage) -> Result<Verdict>;
-    let once: [(&str, Test); 5] = [
+    let once: [(&str, Test); 6] = [
+        ("pages of files on a noexec mount cannot go into an enclave", noexec),
         ("a machine that cannot listen says where", cannot_listen),
         ("a second machine at the same socket is refused", second_machine),
         ("a socket that is removed stops only newcomers", socket_removed),
@@ -196,11 +197,11 @@ fn socket_removed(stage: &Stage) -> Result<Verdict> {
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(stage: &Stage, size: &str) -> Result<Option<Self>> {
-        let place = stage.path("small-disk");
+    fn mount(stage: &Stage, name: &str, options: &str) -> Result<Option<Self>> {
+        let place = stage.path(name);
         fs::create_dir(&place)?;
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=777"), "none"]).arg(&place);
+        mount.args(["-t", "tmpfs", "-o", &format!("size=4M,mode=777,{options}"), "none"]).arg(&place);
         let mounted = process::run(&mut mount, b"", SHORT)?.end().0 == Some(0);
         Ok(mounted.then_some(Self(place)))
     }
@@ -214,7 +215,7 @@ impl Drop for SmallDisk {
 }
 
 fn full_swap(stage: &Stage) -> Result<Verdict> {
-    let Some(disk) = SmallDisk::mount(stage, "4M")? else {
+    let Some(disk) = SmallDisk::mount(stage, "small-disk", "rw")? else {
         return Ok(Verdict::Skipped("mounting is not allowed here".to_owned()));
     };
     let user = stage.best_user();
@@ -254,6 +255,30 @@ fn full_swap(stage: &Stage) -> Result<Verdict> {
         expect(&witness.finish(LONG)?, 0, &format!("loaded\nfilled\nholding\n{swept}{swept}done\n"))?;
     machine.is_empty(stage)?;
     Ok(verdict)
+}
+
+/// Also when the file is mapped private and without PROT_EXEC, as loaders of enclaves do.
+fn noexec(stage: &Stage) -> Result<Verdict> {
+    let Some(selftests) = stage.selftests() else {
+        return Ok(Verdict::Skipped("needs the kernel selftests' enclave: cargo xtask selftests".to_owned()));
+    };
+    let Some(disk) = SmallDisk::mount(stage, "noexec-disk", "noexec")? else {
+        return Ok(Verdict::Skipped("mounting is not allowed here".to_owned()));
+    };
+    let image = selftests.join("test_encl.elf");
+    let copy = disk.0.join("test_encl.elf");
+    fs::copy(&image, &copy)?;
+    stage.open_to_all(&copy)?;
+    for user in stage.users() {
+        let build = |image: &Path| {
+            let mut command = stage.run(user, &[], stage.program("enclave_worker", Link::Dynamic));
+            command.arg("run").arg(image).arg(stage.key()).args(["10", "fill", "1", "verify", "1"]);
+            process::run(&mut command, b"", SHORT)
+        };
+        expect(&build(&copy)?, 2, "add pages at 0: Permission denied\n")?;
+        expect(&build(&image)?, 0, "built\nfilled\nverified\ndone\n")?;
+    }
+    Ok(Verdict::Passed)
 }
 
 /// A client that speaks the protocol wrongly, for ten seconds (by hand a minute), beside one that checks its bytes.
