@@ -44,15 +44,18 @@ fn the_near_node_comes_first_and_then_the_next() {
     let [home, away] = home_first(&stats.nodes);
     assert_eq!((home.hits, home.foreign, home.usgx_free_bytes), (64, 22, 0));
     assert_eq!((away.hits, away.misses, away.usgx_free_bytes), (0, 22, 42 * 4096));
-    // What is read is right, wherever it is.
+    // More than both have: pages are evicted from both, and come back to either. What is read is right, wherever it is.
+    let third = thread.build(&Image::data(fresh_base(), 80), true);
     let mut page = [0; 4096];
-    for enclave in [&first, &second] {
-        for index in 1..=40_u64 {
+    for (enclave, pages) in [(&first, 40), (&second, 40), (&third, 80_u64)] {
+        for index in 1..=pages {
             thread.read_page(enclave, index, &mut page);
             assert_eq!(page[..8], index.to_le_bytes());
         }
     }
-    drop((thread, client, first, second));
+    let stats = machine.stats();
+    assert!(stats.evictions > 30 && stats.nodes.iter().all(|node| node.freed > 64), "{:?}", stats.nodes);
+    drop((thread, client, first, second, third));
     assert_empty(&machine);
     let stats = machine.stats();
     assert!(stats.nodes.iter().all(|node| node.usgx_free_bytes == 64 * 4096), "{:?}", stats.nodes);
