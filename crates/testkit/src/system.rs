@@ -12,6 +12,7 @@ use usgx_isa::{EpcPage, LinAddr};
 use crate::caller::SimCaller;
 use crate::image::Image;
 use crate::platform::SimPlatform;
+use crate::refusing::{Refusals, Refusing};
 use crate::rng::Rng;
 use crate::spaces::SimSpaces;
 use crate::store::SimStore;
@@ -31,7 +32,7 @@ pub struct SimMachineOn<P>(PhantomData<P>);
 pub type SimMachine = SimMachineOn<SimPlatform>;
 
 impl<P: Platform> Machine for SimMachineOn<P> {
-    type Hw = SimHw;
+    type Hw = Refusing;
     type Platform = P;
     type Spaces = SimSpaces;
     type Store = SimStore;
@@ -73,6 +74,8 @@ pub struct SystemOn<P: Platform> {
     pub driver: Driver<SimMachineOn<P>>,
     /// The processor.
     pub hw: Arc<SimHw>,
+    /// What it refuses to the driver.
+    pub refusals: Refusals,
     /// Locks and signals.
     pub platform: Arc<P>,
     /// Address spaces.
@@ -125,15 +128,16 @@ impl<P: Platform + Default> SystemOn<P> {
             xfrm_reserved: !hw.profile().xfrm(),
             behaviour,
         };
+        let refusals = Refusals::default();
         let driver = Driver::new(
             config,
-            Arc::clone(&hw),
+            Arc::new(Refusing::new(Arc::clone(&hw), refusals.clone())),
             Arc::clone(&platform),
             Arc::clone(&spaces),
             Arc::clone(&store),
         );
         assert_eq!(driver.sanitize(), 0, "a new EPC is clean");
-        Self { driver, hw, platform, spaces, store, threads, plays_ksgxd: true }
+        Self { driver, hw, refusals, platform, spaces, store, threads, plays_ksgxd: true }
     }
 
     /// Opens an enclave.
