@@ -90,20 +90,25 @@ impl Tracees {
 
     /// Whether a process has announced an `execve` and waits for its tracer's help: 0, or a negative errno.
     pub(super) fn is_awaited(&self, traced: Traced) -> i32 {
-        let is_lent = self.lent.contains_key(&traced.pid);
-        if is_lent && tracer_of(traced.pid).and_then(process_of) == Some(traced.tracer) { 0 } else { -ESRCH }
+        if self.find_lent(traced).is_some() { 0 } else { -ESRCH }
+    }
+
+    /// A process of which its tracer speaks, by the number that it has here.
+    fn find_lent(&self, traced: Traced) -> Option<Tid> {
+        let is_meant = |pid: Tid| {
+            tracer_of(pid).and_then(process_of) == Some(traced.tracer) && has_number(pid, traced.pid)
+        };
+        self.lent.keys().copied().find(|&pid| is_meant(pid))
     }
 
     /// Puts the runtime into a new image that its tracer holds; how to start it, or a negative errno.
     pub(super) fn fill(&mut self, traced: Traced, [rip, rsp]: [u64; 2]) -> Result<Start, i32> {
-        if self.is_awaited(traced) != 0 {
-            return Err(-ESRCH);
-        }
-        let legacy = self.lent.remove(&traced.pid).unwrap_or_default();
-        match self.injector.fill(traced.pid, rip, rsp, false, legacy) {
+        let pid = self.find_lent(traced).ok_or(-ESRCH)?;
+        let legacy = self.lent.remove(&pid).unwrap_or_default();
+        match self.injector.fill(pid, rip, rsp, false, legacy) {
             Ok(entry) => Ok(Start { entry, blocked: legacy.blocked }),
             Err(error) => {
-                explain(traced.pid, &format!("usgx: process {} cannot run here: {error:#}\n", traced.pid));
+                explain(pid, &format!("usgx: process {pid} cannot run here: {error:#}\n"));
                 Err(-EIO)
             }
         }
@@ -203,8 +208,19 @@ fn process_of(tid: Tid) -> Option<Tid> {
 }
 
 fn status_number(tid: Tid, field: &str) -> Option<Tid> {
+    status_line(tid, field)?.trim().parse().ok()
+}
+
+/// Whether a process has a number in one of the PID namespaces that it is in.
+fn has_number(pid: Tid, number: Tid) -> bool {
+    status_line(pid, "NSpid:")
+        .is_some_and(|numbers| numbers.split_whitespace().any(|each| each.parse() == Ok(number)))
+}
+
+/// What a line of a thread's `status` says.
+fn status_line(tid: Tid, field: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix(field))?.trim().parse().ok()
+    status.lines().find_map(|line| line.strip_prefix(field)).map(str::to_owned)
 }
 
 fn is_alive(pid: Tid) -> bool {

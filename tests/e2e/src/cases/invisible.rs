@@ -388,6 +388,7 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
             ("gdb starts a program", gdb_starts as Test),
             ("gdb looks into enclaves", gdb_looks),
             ("strace starts programs", strace),
+            ("strace starts programs in a PID namespace", strace_apart),
         ] {
             trials.push(trial(stage, format!("debuggers/{}/{name}", user.name()), move |stage| {
                 test(stage, user)
@@ -536,12 +537,27 @@ fn gdb_looks(stage: &Stage, user: User) -> Result<Verdict> {
 
 /// A tracer in the run starts a program, and follows it from image to image and into children.
 fn strace(stage: &Stage, user: User) -> Result<Verdict> {
+    traced_from(stage, user, &[])
+}
+
+/// The same where processes have other numbers than outside.
+fn strace_apart(stage: &Stage, user: User) -> Result<Verdict> {
+    let apart = ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc"];
+    let mut direct = stage.command(user, apart[0]);
+    if process::run(direct.args(&apart[1..]).arg("true"), b"", SHORT)?.end() != (Some(0), None) {
+        return Ok(Verdict::Skipped("this host gives users no namespaces of their own".to_owned()));
+    }
+    traced_from(stage, user, &apart)
+}
+
+fn traced_from(stage: &Stage, user: User, place: &[&str]) -> Result<Verdict> {
     if !Path::new("/usr/bin/strace").is_file() {
         return Ok(Verdict::Skipped("strace is not installed".to_owned()));
     }
-    let log = stage.home(user).join("strace.log");
-    let mut strace = stage.run(user, &[], "strace");
-    strace.args(["-f", "-e", "trace=execve", "-o"]).arg(&log);
+    let log = stage.home(user).join(format!("strace-{}.log", place.len()));
+    let command = [place, &["strace", "-f", "-e", "trace=execve", "-o"]].concat();
+    let mut strace = stage.run(user, &[], command[0]);
+    strace.args(&command[1..]).arg(&log);
     strace.args(["/bin/sh", "-c", "/bin/echo one; exec /bin/echo two"]);
     let outcome = process::run(&mut strace, b"", LONG)?;
     if outcome.errors().contains("Operation not permitted") && !outcome.errors().contains("usgx") {
