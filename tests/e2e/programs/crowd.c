@@ -22,6 +22,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "modes.h"
+
 enum { CROWD = 1000 };
 
 static volatile int count, handled;
@@ -607,10 +609,7 @@ static void nothing(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} modes[] = {
+	static const struct mode modes[] = {
 		{ "thousand", thousand }, { "small", small },	      { "cancel", cancel },
 		{ "cancel-async", cancel_async }, { "robust", robust_mutex }, { "rseq", rseq_mode },
 		{ "first-ends", first_ends }, { "group-ends", group_ends }, { "exec-ends", exec_ends },
@@ -621,13 +620,5 @@ int main(int argc, char **argv)
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	self_path = argv[0];
-	for (size_t i = 0; argc > 1 && i < sizeof(modes) / sizeof(*modes); i++) {
-		if (!strcmp(argv[1], modes[i].name)) {
-			modes[i].run();
-			return 0;
-		}
-	}
-	for (size_t i = 0; i < sizeof(modes) / sizeof(*modes); i++)
-		printf("%s\n", modes[i].name);
-	return argc > 1 ? 99 : 0;
+	return run_mode(modes, COUNT(modes), argc > 1 ? argv[1] : NULL);
 }

@@ -26,6 +26,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "modes.h"
+
 enum { PAGE = 4096, STACK = 65536 };
 
 #ifndef SS_AUTODISARM
@@ -897,10 +899,7 @@ static void sigaction_errors(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} modes[] = {
+	static const struct mode modes[] = {
 		{ "segv", segv },		{ "segv-altstack", segv_altstack },
 		{ "bus", bus },			{ "bus-altstack", bus_altstack },
 		{ "ill", ill },			{ "ill-altstack", ill_altstack },
@@ -921,14 +920,5 @@ int main(int argc, char **argv)
 	};
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	for (size_t i = 0; argc > 1 && i < sizeof(modes) / sizeof(*modes); i++) {
-		if (!strcmp(argv[1], modes[i].name)) {
-			modes[i].run();
-			return 0;
-		}
-	}
-	/* Without a mode: their names, for a table or a loop. */
-	for (size_t i = 0; i < sizeof(modes) / sizeof(*modes); i++)
-		printf("%s\n", modes[i].name);
-	return argc > 1 ? 99 : 0;
+	return run_mode(modes, COUNT(modes), argc > 1 ? argv[1] : NULL);
 }

@@ -26,6 +26,8 @@
 
 #include "build.h"
 #include "entry.h"
+#include "modes.h"
+#include "rights.h"
 
 enum {
 	EENTER = 2,
@@ -965,33 +967,6 @@ static void deadly(void)
 	}
 }
 
-static int receive_file(int socket)
-{
-	char byte, space[CMSG_SPACE(sizeof(int))];
-	struct iovec part = { &byte, 1 };
-	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof(space) };
-	int file = -1;
-
-	if (recvmsg(socket, &message, 0) == 1 && CMSG_FIRSTHDR(&message))
-		memcpy(&file, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(file));
-	return file;
-}
-
-static void send_file(int socket, int file)
-{
-	char byte = 'x', space[CMSG_SPACE(sizeof(int))] = { 0 };
-	struct iovec part = { &byte, 1 };
-	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof(space) };
-	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(header), &file, sizeof(file));
-	if (sendmsg(socket, &message, 0) != 1)
-		printf("sendmsg: %s\n", strerror(errno));
-}
-
 /* An enclave's descriptor, sent to another process, which maps it and uses the enclave. */
 static void passed(void)
 {
@@ -1366,10 +1341,7 @@ static void peeking(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} modes[] = {
+	static const struct mode modes[] = {
 		{ "ticking", ticking },	    { "ticking-raw", ticking_raw }, { "visiting", visiting },
 		{ "reentering", reentering }, { "exceptions", exceptions }, { "signals", signals },
 		{ "repairing", repairing }, { "nesting", nesting },	    { "user-handler", user_handler },
@@ -1385,18 +1357,15 @@ int main(int argc, char **argv)
 	key_path = argc > 1 ? argv[1] : "";
 	debug = argc > 3;
 	vdso_enter = find_in_vdso("__vdso_sgx_enter_enclave");
-	for (size_t i = 0; argc > 2 && i < sizeof(modes) / sizeof(*modes); i++) {
-		if (!strcmp(argv[2], modes[i].name)) {
-			if (!vdso_enter)
-				fail(2, "no SGX here");
-			if (modes[i].run == wide)
-				plan.xfrm = 7;
-			build();
-			modes[i].run();
-			return 0;
-		}
+	const char *name = argc > 2 ? argv[2] : NULL;
+	const struct mode *mode = find_mode(modes, COUNT(modes), name);
+
+	if (mode) {
+		if (!vdso_enter)
+			fail(2, "no SGX here");
+		if (mode->run == wide)
+			plan.xfrm = 7;
+		build();
 	}
-	for (size_t i = 0; i < sizeof(modes) / sizeof(*modes); i++)
-		printf("%s\n", modes[i].name);
-	return argc > 2 ? 99 : 0;
+	return run_mode(modes, COUNT(modes), name);
 }

@@ -22,6 +22,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "modes.h"
+
 enum { PAGE = 4096 };
 
 static const int special[] = { SIGILL, SIGTRAP, SIGBUS, SIGSEGV, SIGSYS };
@@ -540,10 +542,7 @@ static void timers(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} modes[] = {
+	static const struct mode modes[] = {
 		{ "siginfo", siginfo },	    { "faults", faults },	{ "registers", registers },
 		{ "altstack", altstack },   { "mask", mask },		{ "restart", restart },
 		{ "nested", nested },	    { "reset", reset },		{ "actions", actions },
@@ -553,11 +552,5 @@ int main(int argc, char **argv)
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	self_path = argv[0];
-	for (size_t i = 0; argc > 1 && i < sizeof(modes) / sizeof(*modes); i++) {
-		if (!strcmp(argv[1], modes[i].name)) {
-			modes[i].run();
-			return 0;
-		}
-	}
-	return 99;
+	return run_mode(modes, COUNT(modes), argc > 1 ? argv[1] : NULL);
 }

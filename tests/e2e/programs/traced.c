@@ -16,6 +16,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "modes.h"
+
 extern const char the_ud2[], the_int3[];
 
 static const char *outcome(long result)
@@ -235,23 +237,12 @@ static void twice(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} modes[] = {
+	static const struct mode modes[] = {
 		{ "image", image },	    { "vforked", vforked }, { "event", event },
 		{ "stops", stops }, { "exception", exception }, { "twice", twice },
 		{ "busy", busy },
 	};
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	for (size_t i = 0; argc > 1 && i < sizeof(modes) / sizeof(*modes); i++) {
-		if (!strcmp(argv[1], modes[i].name)) {
-			modes[i].run();
-			return 0;
-		}
-	}
-	for (size_t i = 0; i < sizeof(modes) / sizeof(*modes); i++)
-		printf("%s\n", modes[i].name);
-	return argc > 1 ? 99 : 0;
+	return run_mode(modes, COUNT(modes), argc > 1 ? argv[1] : NULL);
 }

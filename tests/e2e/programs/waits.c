@@ -30,6 +30,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "modes.h"
+
 static const int sent[] = { SIGUSR1, SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGTERM };
 enum { SENT = sizeof(sent) / sizeof(*sent) };
 
@@ -832,10 +834,7 @@ static void vforked(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} modes[] = {
+	static const struct mode modes[] = {
 		{ "suspend", suspend },	     { "ppoll", ppoll_mode },	  { "pselect", pselect_mode },
 		{ "epoll", epoll_mode },     { "timedwait", timedwait },  { "waiting-thread", waiting_thread },
 		{ "open-thread", open_thread_mode }, { "pending", pending }, { "signalfd", descriptors },
@@ -846,13 +845,5 @@ int main(int argc, char **argv)
 	};
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	for (size_t i = 0; argc > 1 && i < sizeof(modes) / sizeof(*modes); i++) {
-		if (!strcmp(argv[1], modes[i].name)) {
-			modes[i].run();
-			return 0;
-		}
-	}
-	for (size_t i = 0; i < sizeof(modes) / sizeof(*modes); i++)
-		printf("%s\n", modes[i].name);
-	return argc > 1 ? 99 : 0;
+	return run_mode(modes, COUNT(modes), argc > 1 ? argv[1] : NULL);
 }

@@ -30,6 +30,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "modes.h"
+#include "rights.h"
+
 extern char **environ;
 static char self_path[4096];
 
@@ -336,38 +339,6 @@ static void filters(void)
 	in_child("strict", strict);
 	in_child("ten that allow", log_only);
 	in_child("errors", filter_errors);
-}
-
-static void send_file(int socket, int file)
-{
-	char byte = 'x', space[CMSG_SPACE(sizeof(int))] = { 0 };
-	struct iovec part = { &byte, 1 };
-	struct msghdr message = {
-		.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof(space),
-	};
-	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(header), &file, sizeof(file));
-	if (sendmsg(socket, &message, 0) != 1)
-		printf("sendmsg: %s\n", strerrorname_np(errno));
-}
-
-static int receive_file(int socket)
-{
-	char byte, space[CMSG_SPACE(sizeof(int))];
-	struct iovec part = { &byte, 1 };
-	struct msghdr message = {
-		.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof(space),
-	};
-	int file = -1;
-
-	if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) != 1 || !CMSG_FIRSTHDR(&message))
-		return -1;
-	memcpy(&file, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(file));
-	return file;
 }
 
 static void rights(void)
@@ -733,33 +704,24 @@ static void dumpable(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-		int hidden;
-	} modes[] = {
-		{ "chroot", change_root, 0 },	{ "namespaces", namespaces, 0 }, { "cloned", cloned, 0 },
-		{ "limit-files", limit_files, 0 }, { "close-all", close_all, 0 }, { "filters", filters, 0 },
-		{ "rights", rights, 0 },	{ "scripts", scripts, 0 },	 { "kept", kept, 0 },
-		{ "spawned", spawned, 0 },	{ "pidfd", descriptors, 0 },	 { "daemonize", daemonize, 0 },
-		{ "races", races, 0 },		{ "subreaper", subreaper, 0 },	 { "huge", huge, 0 },
-		{ "identities", identities, 0 }, { "dumpable", dumpable, 0 },
-		{ "hello", hello, 1 },		{ "true", true_mode, 1 },	 { "show", show, 1 },
-		{ "signals", show_signals, 1 }, { "fails", fails, 1 },		 { "count", count_arguments, 1 },
+	static const struct mode modes[] = {
+		{ "chroot", change_root }, { "namespaces", namespaces }, { "cloned", cloned },
+		{ "limit-files", limit_files }, { "close-all", close_all }, { "filters", filters },
+		{ "rights", rights }, { "scripts", scripts }, { "kept", kept }, { "spawned", spawned },
+		{ "pidfd", descriptors }, { "daemonize", daemonize }, { "races", races }, { "subreaper", subreaper },
+		{ "huge", huge }, { "identities", identities }, { "dumpable", dumpable },
+	};
+	/* What the others start. */
+	static const struct mode parts[] = {
+		{ "hello", hello }, { "true", true_mode }, { "show", show }, { "signals", show_signals },
+		{ "fails", fails }, { "count", count_arguments },
 	};
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	nr_arguments = argc;
 	if (readlink("/proc/self/exe", self_path, sizeof(self_path) - 1) < 0)
 		strncpy(self_path, argv[0], sizeof(self_path) - 1);
-	for (size_t i = 0; argc > 1 && i < sizeof(modes) / sizeof(*modes); i++) {
-		if (!strcmp(argv[1], modes[i].name)) {
-			modes[i].run();
-			return 0;
-		}
-	}
-	for (size_t i = 0; i < sizeof(modes) / sizeof(*modes); i++)
-		if (!modes[i].hidden)
-			printf("%s\n", modes[i].name);
-	return argc > 1 ? 99 : 0;
+	if (find_mode(parts, COUNT(parts), argv[1]))
+		return run_mode(parts, COUNT(parts), argv[1]);
+	return run_mode(modes, COUNT(modes), argv[1]);
 }
