@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
+use rustix::process::Signal;
 
 use super::devices::can_trap_cpuid;
+use super::shared::{Machine, number};
 use super::{LONG, Verdict, trial};
-use crate::process;
+use crate::process::{self, Process};
 use crate::stage::{Stage, User};
 
 /// All of `test_sgx`; from `tcs_permissions` on they need SGX2.
@@ -54,6 +56,8 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     for user in stage.users() {
         let name = format!("selftest/{}/without SGX2 the rest passes", user.name());
         trials.push(trial(stage, name, move |stage| without_sgx2(stage, user)));
+        let name = format!("selftest/{}/all beside a program that keeps the EPC full", user.name());
+        trials.push(trial(stage, name, move |stage| beside_another(stage, user)));
         if let Some(rounds) = rounds {
             for epc in ["16M", "64M", "256M"] {
                 let name = format!("selftest/{}/{epc}/all, {rounds} times in a row", user.name());
@@ -89,6 +93,32 @@ fn in_a_row(stage: &Stage, user: User, epc: &str, rounds: u32) -> Result<Verdict
         let passed = outcome.end() == (Some(0), None) && tally(&outcome.text()) == (TESTS.len(), 0);
         ensure!(passed, "round {round}: {}", outcome.describe());
     }
+    Ok(Verdict::Passed)
+}
+
+/// Every dynamic operation meets reclaim: a neighbour writes to more pages than the machine has, again and again.
+fn beside_another(stage: &Stage, user: User) -> Result<Verdict> {
+    const EPC: &str = "16M";
+    const MORE: &str = "5000";
+    let Some(directory) = stage.selftests() else { return Ok(Verdict::Skipped(NOT_BUILT.to_owned())) };
+    let test = format!("selftests-beside-{}", user.name());
+    let machine = Machine::start(stage, stage.best_user(), &test, EPC, &[])?;
+    let mut neighbour = Process::start(&mut machine.worker(stage, user, MORE, "forever 1"))?;
+    neighbour.wait_for("round 0\n", LONG)?;
+    let before = number(&machine.status(stage)?, "evictions");
+    let mut command = machine.run(stage, user, "./test_sgx");
+    let outcome = process::run(command.current_dir(&directory), b"", LONG)?;
+    let passed = outcome.end() == (Some(0), None) && tally(&outcome.text()) == (TESTS.len(), 0);
+    if !passed && outcome.text().contains("SKIP") && !can_trap_cpuid(stage)? {
+        return Ok(Verdict::Skipped("some ask CPUID, which cannot be trapped here".to_owned()));
+    }
+    ensure!(passed, "{}", outcome.describe());
+    let evictions = number(&machine.status(stage)?, "evictions") - before;
+    ensure!(evictions > 4096, "the EPC was not full: {evictions} evictions");
+    // It has verified every page all the time, and would have ended at a wrong one.
+    neighbour.signal(Signal::TERM).context("the neighbour has ended")?;
+    let neighbour = neighbour.finish(LONG)?;
+    ensure!(neighbour.end() == (None, Some(Signal::TERM.as_raw())), "{}", neighbour.describe());
     Ok(Verdict::Passed)
 }
 
