@@ -8,6 +8,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 pub(crate) struct Counters {
     pub(crate) free: AtomicUsize,
     pub(crate) used: AtomicUsize,
+    /// Those of `used` that are given away whole.
+    pub(crate) raw: AtomicUsize,
     pub(crate) peak_used: AtomicUsize,
     pub(crate) leaked: AtomicUsize,
     pub(crate) poisoned: AtomicUsize,
@@ -59,6 +61,8 @@ pub struct EpcStats {
     pub free: usize,
     /// Pages that somebody has.
     pub used: usize,
+    /// Pages of these that are a virtual EPC's, and so never reclaimed.
+    pub raw: usize,
     /// The most pages that were in use at any time.
     pub peak_used: usize,
     /// Pages that EREMOVE refused and that are lost until the machine starts anew.
@@ -91,6 +95,7 @@ impl Counters {
             total,
             free: self.free(),
             used: self.used.load(Relaxed),
+            raw: self.raw.load(Relaxed),
             peak_used: self.peak_used.load(Relaxed),
             leaked: self.leaked.load(Relaxed),
             poisoned: self.poisoned.load(Relaxed),

@@ -192,7 +192,9 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         assert_eq!(free, self.nodes.count_free(), "free states and free lists");
         assert_eq!(free, self.counters.free(), "free states and free counter");
         assert_eq!(count(PageState::Active), self.lru.lock().len(), "active states and active list");
-        let used = count(PageState::Owned) + count(PageState::Active) + count(PageState::Reclaiming);
+        let raw = count(PageState::Raw);
+        assert_eq!(raw, self.counters.raw.load(Relaxed), "raw pages");
+        let used = count(PageState::Owned) + count(PageState::Active) + count(PageState::Reclaiming) + raw;
         assert_eq!(used, self.counters.used.load(Relaxed), "used states and used counter");
         assert_eq!(count(PageState::Poisoned), self.counters.poisoned.load(Relaxed), "retired pages");
         let rest = count(PageState::Dirty) + count(PageState::Leaked) + count(PageState::Poisoned);

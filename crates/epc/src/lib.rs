@@ -1,10 +1,10 @@
 //! The Enclave Page Cache as a resource: who has which page, which pages may be taken back, and when.
 //!
-//! A page moves `Dirty` → `Free` → `Owned` → `Active` → `Reclaiming` → `Free` ([`PageState`]). This crate owns
-//! those moves, the free lists, the list of reclaimable pages, the watermarks and the reclaim pass. It does
-//! not know what an enclave is: whoever owns a page is a [`PageOwner`], which carries out what a pass
-//! decides. It runs no thread: `ksgxd` is [`Epc::should_reclaim`] and [`Epc::reclaim_pass`], called by whoever
-//! has a thread. Called by the driver. Source: the behaviour of Linux,
+//! A page moves `Dirty` → `Free` → `Owned` → `Active` → `Reclaiming` → `Free`, or, given away whole, `Free` → `Owned`
+//! → `Raw` → `Owned` → `Free` ([`PageState`]). This crate owns those moves, the free lists, the list of reclaimable
+//! pages, the watermarks and the reclaim pass. It does not know what an enclave is: whoever owns a reclaimable page is a
+//! [`PageOwner`], which carries out what a pass decides. It runs no thread: `ksgxd` is [`Epc::should_reclaim`] and
+//! [`Epc::reclaim_pass`], called by whoever has a thread. Called by the driver. Source: the behaviour of Linux,
 //! arch/x86/kernel/cpu/sgx/main.c.
 //!
 //! # Locks
@@ -25,6 +25,7 @@ extern crate alloc;
 mod allocate;
 mod counters;
 mod epc;
+mod given_away;
 mod lru;
 mod nodes;
 mod order;

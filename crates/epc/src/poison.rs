@@ -83,7 +83,9 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
                 Ok(Poisoned::InUse)
             }
             // Sanitising, its owner, or the pass that has it will meet the mark.
-            PageState::Dirty | PageState::Owned | PageState::Reclaiming => Ok(Poisoned::InUse),
+            PageState::Dirty | PageState::Owned | PageState::Reclaiming | PageState::Raw => {
+                Ok(Poisoned::InUse)
+            }
             PageState::Leaked | PageState::Poisoned | PageState::Outside => Ok(Poisoned::Retired),
         }
     }

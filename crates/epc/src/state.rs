@@ -18,6 +18,8 @@ pub enum PageState {
     Active,
     /// Taken off that list by a reclaim pass, which alone decides where it goes next.
     Reclaiming,
+    /// Given away whole (a virtual EPC's): whoever has it runs leaves on it by itself, and it is never reclaimed.
+    Raw,
     /// EREMOVE refused it; never used again.
     Leaked,
     /// Broken, and nobody's; never used again.
@@ -32,8 +34,9 @@ impl PageState {
             3 => Self::Owned,
             4 => Self::Active,
             5 => Self::Reclaiming,
-            6 => Self::Leaked,
-            7 => Self::Poisoned,
+            6 => Self::Raw,
+            7 => Self::Leaked,
+            8 => Self::Poisoned,
             _ => Self::Outside,
         }
     }

@@ -391,6 +391,40 @@ fn a_page_is_not_freed_twice() {
 }
 
 #[test]
+fn raw_pages_are_counted_and_met_by_no_pass() {
+    let (epc, _, notes) = epc(8);
+    let pages = fill(&epc, &notes, 2);
+    let raw = epc.alloc(Reclaim::Forbidden).expect("free");
+    epc.mark_raw(raw);
+    assert_eq!((epc.stats().used, epc.stats().raw), (3, 1));
+    assert_eq!(epc.memory_failure(raw), Ok(Poisoned::InUse));
+    epc.check_invariants();
+    assert_eq!(epc.reclaim_pass(), pages.len());
+    assert_eq!((epc.state(raw), epc.can_reclaim()), (PageState::Raw, false));
+    epc.free_raw(raw);
+    assert_eq!((epc.state(raw), epc.stats().used, epc.stats().raw), (PageState::Poisoned, 0, 0));
+    epc.check_invariants();
+}
+
+#[test]
+#[should_panic(expected = "an EPC page that becomes Active")]
+fn a_raw_page_does_not_become_reclaimable() {
+    let (epc, _, notes) = epc(4);
+    let page = epc.alloc(Reclaim::Forbidden).expect("free");
+    epc.mark_raw(page);
+    epc.mark_reclaimable(page, Owner(Arc::downgrade(&notes)), 0);
+}
+
+#[test]
+#[should_panic(expected = "an EPC page that becomes Free")]
+fn a_raw_page_is_not_freed_as_an_enclaves() {
+    let (epc, ..) = epc(4);
+    let page = epc.alloc(Reclaim::Forbidden).expect("free");
+    epc.mark_raw(page);
+    epc.free(page);
+}
+
+#[test]
 fn a_free_page_that_breaks_is_never_handed_out() {
     let (epc, ..) = epc(4);
     assert_eq!(epc.memory_failure(EpcPage(2)), Ok(Poisoned::Retired));
