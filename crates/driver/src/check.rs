@@ -17,14 +17,17 @@ impl<M: Machine> Driver<M> {
         let owned: usize = self.0.enclaves().iter().map(|enclave| enclave.check()).sum();
         let waits = self.0.enclaves().iter().any(|enclave| enclave.wants_root());
         let evicted: u64 = self.0.enclaves().iter().map(|enclave| enclave.lock().va.nr_evicted()).sum();
+        for page in self.0.zombies.lock().pages() {
+            assert_eq!(self.0.epc.state(page), PageState::Raw, "only virtual EPCs leave zombies");
+        }
         let (epc, roots) = (self.0.epc.stats(), self.0.roots.lock());
         for page in roots.pages() {
             assert_eq!(self.0.epc.state(page), PageState::Owned, "root VA pages are not reclaimable");
         }
-        let owned = owned + roots.pages().count();
+        let owned = owned + roots.pages().count() + epc.raw;
         assert_eq!(
             owned, epc.used,
-            "every page in use belongs to an enclave that is open, or is a root VA page"
+            "every page in use belongs to an enclave that is open or to a virtual EPC, or is a root VA page"
         );
         assert!(!waits || roots.has_room(), "VA pages of idle enclaves find a root slot");
         assert_eq!(evicted, roots.nr_used(), "VA pages that are out and root slots in use");

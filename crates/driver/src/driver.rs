@@ -17,6 +17,7 @@ use crate::roots::Roots;
 use crate::seams::{EnclaveId, Machine};
 use crate::stats::{EnclaveStats, Stats, Tally};
 use crate::transit::Transits;
+use crate::vepc::Zombies;
 
 /// A mutex of a machine's platform.
 pub(crate) type MutexOf<M, T> = OrderedMutex<<M as Machine>::Platform, T>;
@@ -28,6 +29,9 @@ pub(crate) mod rank {
     /// Nothing is held when it is taken.
     pub(crate) const REGISTRY: Rank = Rank::new(0, "registry");
     pub(crate) const STATE: Rank = Rank::new(10, "enclave.state");
+    /// A virtual EPC's pages: never held together with an enclave's state.
+    pub(crate) const VEPC: Rank = Rank::new(10, "vepc.pages");
+    pub(crate) const ZOMBIES: Rank = Rank::new(80, "zombies");
     pub(crate) const ROOTS: Rank = Rank::new(90, "roots");
     pub(crate) const TRANSITS: Rank = Rank::new(95, "transits");
 }
@@ -47,6 +51,7 @@ pub(crate) struct Kernel<M: Machine> {
     pub(crate) va_pages: AtomicU64,
     pub(crate) roots: MutexOf<M, Roots>,
     pub(crate) transits: Transits<M::Platform>,
+    pub(crate) zombies: MutexOf<M, Zombies>,
     next_id: AtomicU64,
     /// Which enclaves there are. Weak: being listed keeps no enclave alive.
     registry: MutexOf<M, BTreeMap<EnclaveId, Weak<Inner<M>>>>,
@@ -107,6 +112,7 @@ impl<M: Machine> Driver<M> {
             va_pages: AtomicU64::new(0),
             roots: OrderedMutex::new(rank::ROOTS, Roots::default()),
             transits: Transits::default(),
+            zombies: OrderedMutex::new(rank::ZOMBIES, Zombies::default()),
             next_id: AtomicU64::new(1),
             registry: OrderedMutex::new(rank::REGISTRY, BTreeMap::new()),
         }))
@@ -190,6 +196,7 @@ impl<M: Machine> Driver<M> {
             va_pages: self.0.va_pages.load(Relaxed),
             total_pages: epc.total as u64,
             free_pages: epc.free as u64,
+            raw_pages: epc.raw as u64,
             peak_pages: epc.peak_used as u64,
             leaked_pages: epc.leaked as u64,
             poisoned_pages: epc.poisoned as u64,

@@ -149,6 +149,8 @@ pub struct Stats {
     pub total_pages: u64,
     /// EPC pages that are free now.
     pub free_pages: u64,
+    /// EPC pages that are virtual EPCs', those included that wait for another's children to go.
+    pub raw_pages: u64,
     /// The most EPC pages in use at any time.
     pub peak_pages: u64,
     /// EPC pages that could not be removed, lost until a restart.

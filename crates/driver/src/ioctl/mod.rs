@@ -29,6 +29,8 @@ pub mod command {
     pub const INIT: u32 = 0x4008_A402;
     /// `SGX_IOC_ENCLAVE_PROVISION`
     pub const PROVISION: u32 = 0x4008_A403;
+    /// `SGX_IOC_VEPC_REMOVE_ALL`, of the device of virtual EPCs
+    pub const VEPC_REMOVE_ALL: u32 = 0x0000_A404;
     /// `SGX_IOC_ENCLAVE_RESTRICT_PERMISSIONS`
     pub const RESTRICT_PERMISSIONS: u32 = 0xC028_A405;
     /// `SGX_IOC_ENCLAVE_MODIFY_TYPES`
