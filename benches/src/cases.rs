@@ -22,7 +22,7 @@ pub(crate) enum Make {
 }
 
 /// All of them, in the order in which they are reported.
-pub(crate) const ALL: [(&str, Make); 24] = [
+pub(crate) const ALL: [(&str, Make); 25] = [
     ("trap and return by signal", Make::Floor(|| Ok(Case::floor(signal::traps(1)?)))),
     ("round trip by slot", Make::Floor(|| Ok(Case::floor(round_trip::slot()?)))),
     ("round trip by futex", Make::Floor(|| Ok(Case::floor(round_trip::shared(Wake::Futex)?)))),
@@ -43,7 +43,13 @@ pub(crate) const ALL: [(&str, Make); 24] = [
     ),
     (
         "reclaim",
-        Make::Work(|effort| Ok(Case::floor(paging::reclaim()?).with_work(work::reclaim(effort)?, 1.3))),
+        Make::Work(|effort| Ok(Case::floor(paging::reclaim(1)?).with_work(work::reclaim(effort)?, 1.3))),
+    ),
+    (
+        "reclaim, against a floor in batches",
+        Make::Work(|effort| {
+            Ok(Case::floor(paging::reclaim(paging::BATCH)?).with_work(work::reclaim(effort)?, 2.5))
+        }),
     ),
     ("load_256m", Make::Work(load)),
     ("grow_64m, one by one", Make::Work(|effort| heap::grow_case(effort, Way::OneByOne))),

@@ -109,32 +109,33 @@ impl Floor {
     }
 }
 
-/// A program with enclaves whose pages are all mapped, and then all evicted.
+/// Programs with an enclave each, whose pages are all mapped, and then all evicted.
 struct Work {
     machine: std::rc::Rc<Machine>,
-    program: Program,
-    names: Vec<String>,
+    programs: Vec<Program>,
     pages: usize,
 }
 
 impl Work {
     fn new(enclaves: usize, pages: usize) -> Result<Self> {
         let machine = Machine::start(2 * pages)?;
-        let mut program = machine.program()?;
-        let names: Vec<String> = (0..enclaves).map(|number| format!("measured-{number}")).collect();
-        for name in &names {
-            program.prepare(name, Image { data_pages: pages / enclaves, measured: false, heap_pages: 0 })?;
-            program.step(&format!("load {name}"))?;
+        let mut programs = Vec::new();
+        for _ in 0..enclaves {
+            let mut program = machine.program()?;
+            let image = Image { data_pages: pages / enclaves, measured: false, heap_pages: 0 };
+            program.prepare("measured", image)?;
+            program.step("load measured")?;
+            programs.push(program);
         }
-        Ok(Self { machine, program, names, pages })
+        Ok(Self { machine, programs, pages })
     }
 
     /// Evicts all pages with so many threads; seconds for each page.
     fn run(&mut self, threads: usize) -> Result<f64> {
         // In turns, so that the list of all pages has batches of the enclaves in turn.
-        for first in (0..self.pages / self.names.len()).step_by(BATCH) {
-            for name in &self.names {
-                self.program.step(&format!("touch {name} {first} {BATCH}"))?;
+        for first in (0..self.pages / self.programs.len()).step_by(BATCH) {
+            for program in &mut self.programs {
+                program.step(&format!("touch measured {first} {BATCH}"))?;
             }
         }
         let before = self.machine.stats()?.evictions;

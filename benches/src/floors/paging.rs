@@ -73,43 +73,44 @@ pub(crate) fn fault() -> Result<Activity> {
     }))
 }
 
-/// Pages that are taken away together: what is missing to the high mark of such an EPC when ksgxd wakes, and so what a
-/// pass takes.
-const BATCH: usize = 128;
+/// Pages that are taken away together in a pass of the product: what is missing to the high mark of such an EPC when
+/// ksgxd wakes.
+pub(crate) const BATCH: usize = 128;
 /// Pages that are mapped before the first is taken away: as many as the EPC has while the work is measured, so that
 /// caches hold as little of them.
 const RESIDENT: usize = RECLAIM_EPC;
-/// Batches that are taken away before one is encrypted: with its second chance, a page rests unmapped in the EPC.
-const RESTING: usize = RESIDENT / BATCH / 2;
+/// Pages that are taken away before one is encrypted: with its second chance, a page rests unmapped in the EPC.
+const RESTING: usize = RESIDENT / 2;
 
 /// The least of a reclaim: pages that another process has mapped and touched are write-protected, copied into frames and
-/// punched, and encrypted when they have rested. The frames are the product's. Time of the thread, as for the work.
-pub(crate) fn reclaim() -> Result<Activity> {
+/// punched, `batch` of them by each system call, and encrypted when they have rested. The frames are the product's. Time
+/// of the thread, as for the work.
+pub(crate) fn reclaim(batch: usize) -> Result<Activity> {
     let (view, key) = (ForeignView::new(RESIDENT)?, page_key()?);
     let arena = Arena::new(RESIDENT, RESIDENT)?;
-    let mut resting: VecDeque<Vec<Frame>> = (0..RESTING).map(|_| arena.take_many(BATCH)).collect();
+    let mut resting: VecDeque<Vec<Frame>> = (0..RESTING / batch).map(|_| arena.take_many(batch)).collect();
     let (mut count, mut next) = (0, RESIDENT);
     Ok(Box::new(move |times| {
         let mut time = Duration::ZERO;
-        for _ in 0..times.div_ceil(BATCH as u32) {
+        for _ in 0..times.div_ceil(batch as u32) {
             if next == RESIDENT {
                 view.map_all()?;
                 next = 0;
             }
-            let mut frames = arena.take_many(BATCH);
+            let mut frames = arena.take_many(batch);
             let mut rested = resting.pop_front().context("some always rest")?;
             let before = thread_time()?;
-            view.write_protect(next, BATCH)?;
+            view.write_protect(next, batch)?;
             view.copy_to(next, &mut frames)?;
-            view.punch(next, BATCH)?;
+            view.punch(next, batch)?;
             for page in &mut rested {
                 count += 1;
                 seal_page(&key, count, &mut page[..])?;
             }
             time += thread_time()? - before;
             resting.push_back(frames);
-            next += BATCH;
+            next += batch;
         }
-        Ok(time.mul_f64(f64::from(times) / f64::from(times.next_multiple_of(BATCH as u32))))
+        Ok(time.mul_f64(f64::from(times) / f64::from(times.next_multiple_of(batch as u32))))
     }))
 }

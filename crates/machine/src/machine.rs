@@ -116,7 +116,7 @@ impl Machine {
         });
         let (events, handle) = EventLoop::new(Arc::clone(&host))?;
         let threads = vec![
-            ksgxd::start(driver, platform, Arc::clone(&host.frames))?,
+            ksgxd::start(driver, platform, Arc::clone(&host.frames), Arc::clone(&host.store))?,
             start_collector(collected)?,
             std::thread::Builder::new().name("events".into()).spawn(move || events.run())?,
         ];

@@ -15,11 +15,9 @@ use usgx_sys::Errno;
 use usgx_sys::arena::{Arena, Frame};
 use usgx_sys::memfd::Memfd;
 
-/// Free frames that keep their memory while they come and go: all of a small EPC, a sixteenth of a large one, at most
-/// 64 MiB. The reclaimer goes round: it unmaps all pages, which need frames then, and writes them back one by one.
-fn max_warm(nr_pages: u32) -> usize {
-    (nr_pages as usize / 16).clamp(4096, 16_384)
-}
+/// Free frames that keep their memory while they come and go, at most: 64 MiB. The reclaimer goes round: it unmaps all
+/// pages, which need frames then, and writes them back one by one.
+const MAX_WARM: usize = 16_384;
 
 /// The place of one page's bytes.
 #[derive(Debug, Default)]
@@ -44,7 +42,7 @@ impl Frames {
     /// Makes room for `nr_pages` pages.
     pub(crate) fn new(nr_pages: u32) -> Result<Self, Errno> {
         Ok(Self {
-            arena: Arena::new(nr_pages as usize, max_warm(nr_pages))?,
+            arena: Arena::new(nr_pages as usize, MAX_WARM)?,
             pages: (0..nr_pages).map(|_| Mutex::default()).collect(),
         })
     }

@@ -8,6 +8,7 @@ use usgx_driver::Driver;
 
 use crate::hardware::frames::Frames;
 use crate::kernel::platform::HostPlatform;
+use crate::kernel::store::Store;
 use crate::system::System;
 
 /// How long to rest after a pass that freed nothing: everything is young, or cannot be written back.
@@ -29,6 +30,7 @@ pub(crate) fn start(
     driver: Driver<System>,
     platform: Arc<HostPlatform>,
     frames: Arc<Frames>,
+    store: Arc<Store>,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("ksgxd".into()).spawn(move || {
         if !driver.is_sanitized() {
@@ -48,6 +50,7 @@ pub(crate) fn start(
             }
             if cooled.elapsed() >= KEEP {
                 frames.cool();
+                store.cool();
                 cooled = Instant::now();
             }
         }

@@ -1,13 +1,17 @@
 //! Numbered slots of one size in ordinary memory, for evicted pages.
 //!
-//! Memory comes in chunks, and a chunk whose slots are all free is given back. Lock order: the caller's lock
-//! protects a slab; it takes none.
+//! Memory comes in chunks. Of those whose slots are all free a few are kept, since a program that walks through more
+//! memory than the EPC has empties one as it fills another, and memory that is new costs more than encrypting a page
+//! into it; [`Slab::cool`] gives back what nobody has needed. Lock order: the caller's lock protects a slab; it takes
+//! none.
 
 /// Bytes of an evicted page: ciphertext and PCMD.
 pub(crate) const SLOT_SIZE: usize = 4096 + 128;
 /// Slots of a chunk. With one more, a chunk and the allocator's word before it would need another page, of which nothing
 /// else would be used.
 const CHUNK_SLOTS: usize = 63;
+/// Chunks that are kept though nothing is in them, at most: 64 MiB.
+const MAX_SPARE: usize = 256;
 /// All slots of a chunk in use.
 const FULL: u64 = (1 << CHUNK_SLOTS) - 1;
 
@@ -24,6 +28,10 @@ pub(crate) struct Slab {
     chunks: Vec<Option<Chunk>>,
     /// Chunks that may have a free slot; every one that has is here.
     candidates: Vec<usize>,
+    /// The memory of chunks that have gone.
+    spare: Vec<Box<[u8]>>,
+    /// The fewest that were spare since [`Slab::cool`].
+    idle: usize,
 }
 
 impl Slab {
@@ -36,7 +44,9 @@ impl Slab {
                     self.chunks.push(None);
                     self.chunks.len() - 1
                 });
-                let bytes = vec![0; CHUNK_SLOTS * SLOT_SIZE].into_boxed_slice();
+                let spare = self.spare.pop();
+                self.idle = self.idle.min(self.spare.len());
+                let bytes = spare.unwrap_or_else(|| vec![0; CHUNK_SLOTS * SLOT_SIZE].into_boxed_slice());
                 self.chunks[number] = Some(Chunk { bytes, used: 0 });
                 self.candidates.push(number);
                 continue;
@@ -66,12 +76,21 @@ impl Slab {
         }
         chunk.used &= !(1 << bit);
         if chunk.used == 0 {
-            self.chunks[number] = None;
+            let gone = self.chunks[number].take();
             self.candidates.retain(|candidate| *candidate != number);
+            if self.spare.len() < MAX_SPARE {
+                self.spare.extend(gone.map(|chunk| chunk.bytes));
+            }
         }
     }
 
-    /// Bytes of memory in use.
+    /// Gives back the spare memory that nobody has needed since the last call.
+    pub(crate) fn cool(&mut self) {
+        self.spare.truncate(self.spare.len() - self.idle);
+        self.idle = self.spare.len();
+    }
+
+    /// Bytes of the chunks with slots in use.
     pub(crate) fn memory(&self) -> u64 {
         (self.chunks.iter().flatten().count() * CHUNK_SLOTS * SLOT_SIZE) as u64
     }
@@ -100,5 +119,13 @@ mod tests {
         }
         slots.iter().step_by(2).chain(&more).for_each(|slot| slab.free(*slot));
         assert_eq!(slab.memory(), 0);
+        slab.cool();
+        assert!(!slab.spare.is_empty(), "what was needed a moment ago is kept");
+        let again = slab.take();
+        slab.free(again);
+        slab.cool();
+        assert_eq!(slab.spare.len(), 1, "one was needed since");
+        slab.cool();
+        assert_eq!(slab.spare.len(), 0);
     }
 }

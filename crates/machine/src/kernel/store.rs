@@ -52,6 +52,13 @@ impl Store {
         self.0.lock().enclaves.values().map(|slots| slots.len() as u64).sum()
     }
 
+    /// Gives back memory that is kept for a burst that is over.
+    pub(crate) fn cool(&self) {
+        if let Medium::Memory(slab) = &mut self.0.lock().medium {
+            slab.cool();
+        }
+    }
+
     /// Bytes of memory or disk space in use.
     pub(crate) fn size(&self) -> u64 {
         match &self.0.lock().medium {
