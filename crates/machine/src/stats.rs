@@ -51,6 +51,8 @@ pub struct StatsSnapshot {
     /// What the driver has counted for all enclaves, those that are gone included.
     #[serde(flatten)]
     pub counters: Counters,
+    /// Whether `ksgxd` is at work, or about to be. If not, all that its passes have done is in the other numbers.
+    pub ksgxd_busy: bool,
     /// Reclaim passes.
     pub reclaim_scans: u64,
     /// Reclaim passes by somebody who needed a page at once.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use common::{TestClient, assert_empty, door, fresh_base, machine, skip};
+use common::{TestClient, assert_empty, door, fresh_base, machine, settled, skip};
 use usgx_machine::client::{self, Request, Response};
 use usgx_machine::{EventRecord, Machine, StatsSnapshot};
 use usgx_testkit::Image;
@@ -35,20 +35,6 @@ fn work(machine: &Machine, pages: u64, rounds: u64) -> StatsSnapshot {
     let stats = settled(machine);
     drop((thread, client, enclave));
     stats
-}
-
-/// The numbers when `ksgxd` has nothing left to do.
-fn settled(machine: &Machine) -> StatsSnapshot {
-    let start = Instant::now();
-    loop {
-        let before = machine.stats();
-        std::thread::sleep(Duration::from_millis(20));
-        let after = machine.stats();
-        if (before.reclaim_scans, before.evictions) == (after.reclaim_scans, after.evictions) {
-            return after;
-        }
-        assert!(start.elapsed() < Duration::from_secs(20), "ksgxd never rests");
-    }
 }
 
 #[test]

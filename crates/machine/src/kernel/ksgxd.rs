@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use usgx_driver::Driver;
 
 use crate::hardware::frames::Frames;
-use crate::kernel::platform::HostPlatform;
+use crate::kernel::platform::{HostPlatform, Task};
 use crate::kernel::store::Store;
 use crate::system::System;
 
@@ -37,16 +37,11 @@ pub(crate) fn start(
             sanitize(&driver);
         }
         let mut cooled = Instant::now();
-        while platform.wait_for_work(KEEP) {
-            let mut idle_passes = 0;
-            while driver.ksgxd_should_run() && !platform.is_stopped() {
-                let freed = driver.ksgxd_pass();
-                // A pass over young pages frees none and makes them old, so the next ones will: rest only when
-                // several in a row were in vain.
-                idle_passes = if freed == 0 { idle_passes + 1 } else { 0 };
-                if idle_passes > 64 {
-                    std::thread::sleep(REST);
-                }
+        loop {
+            match platform.wait_for_work(KEEP) {
+                Task::Reclaim => reclaim(&driver, &platform),
+                Task::Tick => {}
+                Task::End => break,
             }
             if cooled.elapsed() >= KEEP {
                 frames.cool();
@@ -55,4 +50,18 @@ pub(crate) fn start(
             }
         }
     })
+}
+
+/// Passes up to the high mark, or until there is nothing to reclaim.
+fn reclaim(driver: &Driver<System>, platform: &HostPlatform) {
+    let mut idle_passes = 0;
+    while driver.ksgxd_should_run() && !platform.is_stopped() {
+        let freed = driver.ksgxd_pass();
+        // A pass over young pages frees none and makes them old, so the next ones will: rest only when several in a
+        // row were in vain.
+        idle_passes = if freed == 0 { idle_passes + 1 } else { 0 };
+        if idle_passes > 64 {
+            std::thread::sleep(REST);
+        }
+    }
 }

@@ -18,10 +18,23 @@ const WAIT_BOUND: Duration = Duration::from_millis(1);
 struct Clock {
     /// Somebody wants `ksgxd` to run.
     wanted: bool,
+    /// `ksgxd` has done all that it was wanted for.
+    rests: bool,
     /// The machine ends.
     stopped: bool,
     /// Reclaim passes that have ended.
     passes: u64,
+}
+
+/// What `ksgxd` does next.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Reclaim, up to the high mark.
+    Reclaim,
+    /// Nothing of the kind: time has passed.
+    Tick,
+    /// End with the machine.
+    End,
 }
 
 /// The machine's platform.
@@ -53,12 +66,25 @@ impl HostPlatform {
         &self.sight
     }
 
-    /// Waits until `ksgxd` is wanted, at most for `bound`; false when the machine ends. For `ksgxd`.
-    pub(crate) fn wait_for_work(&self, bound: Duration) -> bool {
+    /// Waits until `ksgxd` is wanted, at most for `bound`. For `ksgxd`.
+    pub(crate) fn wait_for_work(&self, bound: Duration) -> Task {
         let mut clock = self.clock.lock();
+        clock.rests = true;
         self.alarm.wait_while_for(&mut clock, |clock| !clock.wanted && !clock.stopped, bound);
-        clock.wanted = false;
-        !clock.stopped
+        if clock.stopped {
+            return Task::End;
+        }
+        if !std::mem::take(&mut clock.wanted) {
+            return Task::Tick;
+        }
+        clock.rests = false;
+        Task::Reclaim
+    }
+
+    /// Whether `ksgxd` is at work or about to be, making the EPC usable included.
+    pub(crate) fn ksgxd_is_busy(&self) -> bool {
+        let clock = self.clock.lock();
+        clock.wanted || !clock.rests
     }
 
     /// Waits for the end of a pass, at most for `bound`.

@@ -101,6 +101,8 @@ fn node(stats: &NodeStats) -> NodeInfo {
 impl StatsSnapshot {
     /// Reads everything.
     pub(crate) fn read(host: &Host, clients: &[Arc<Client>]) -> Self {
+        // First: if it is at rest now, what comes after it is complete.
+        let ksgxd_busy = host.platform.ksgxd_is_busy();
         let sight = &host.sight;
         let mut enclaves: Vec<EnclaveInfo> =
             host.driver.enclave_stats().iter().map(|(id, stats)| enclave(sight, *id, stats)).collect();
@@ -126,6 +128,7 @@ impl StatsSnapshot {
             usgx_swapped_bytes: enclaves.iter().map(|enclave| enclave.evicted_pages * PAGE).sum(),
             enclaves: driver.enclaves,
             counters: Counters(driver.counts),
+            ksgxd_busy,
             reclaim_scans: driver.reclaim_scans,
             direct_reclaims: driver.direct_reclaims,
             pages_scanned: driver.pages_scanned,

@@ -76,22 +76,31 @@ pub fn fresh_base() -> u64 {
 
 /// Waits until the machine has nobody and nothing left.
 pub fn assert_empty(machine: &Machine) {
-    let start = Instant::now();
-    let is_empty = |stats: &StatsSnapshot| {
+    let stats = wait_for(machine, "nothing is left", |stats| {
         stats.enclaves == 0
             && stats.epc_free_pages == stats.epc_total_pages
             && stats.mapped_pages + stats.frames + stats.backing_bytes + stats.va_pages == 0
             && stats.clients.is_empty()
-    };
+    });
+    assert_eq!(stats.leaked_pages, 0, "{stats:#?}");
+}
+
+/// Waits until a machine's numbers are as a test wants them, and returns them.
+pub fn wait_for(machine: &Machine, what: &str, is_so: impl Fn(&StatsSnapshot) -> bool) -> StatsSnapshot {
+    let start = Instant::now();
     loop {
         let stats = machine.stats();
-        if is_empty(&stats) {
-            assert_eq!(stats.leaked_pages, 0);
-            return;
+        if is_so(&stats) {
+            return stats;
         }
-        assert!(start.elapsed() < PATIENCE, "something is left: {stats:#?}");
+        assert!(start.elapsed() < PATIENCE, "{what}: never so, but {stats:#?}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The numbers when `ksgxd` has nothing left to do.
+pub fn settled(machine: &Machine) -> StatsSnapshot {
+    wait_for(machine, "ksgxd rests", |stats| !stats.ksgxd_busy)
 }
 
 /// A request as bytes.
