@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// How many lines are remembered: a compiler's message with its source lines.
 const LINES: usize = 20;
 /// How long the rest may take after the command's end. What it left running may hold the pipe open for ever.
-const AFTERMATH: Duration = Duration::from_secs(2);
+const AFTERMATH: Duration = Duration::from_secs(10);
 
 /// The last lines of a command's standard error.
 pub(crate) struct Echo {
@@ -42,7 +42,11 @@ impl Echo {
 
     /// The last lines, once the command has ended; none if they went to a terminal.
     pub(crate) fn last_lines(self) -> Vec<String> {
-        let deadline = Instant::now() + AFTERMATH;
+        self.last_lines_within(AFTERMATH)
+    }
+
+    fn last_lines_within(self, bound: Duration) -> Vec<String> {
+        let deadline = Instant::now() + bound;
         while self.reader.as_ref().is_some_and(|reader| !reader.is_finished()) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }
@@ -78,7 +82,7 @@ mod tests {
         let (mut child, errors) = shell("for number in $(seq 100); do echo \"line $number\" >&2; done");
         assert!(child.wait().unwrap().success());
         let expected: Vec<_> = (101 - LINES..=100).map(|number| format!("line {number}")).collect();
-        assert_eq!(errors.last_lines(), expected);
+        assert_eq!(errors.last_lines_within(Duration::from_secs(60)), expected);
     }
 
     #[test]
@@ -87,7 +91,12 @@ mod tests {
         let mut sleeper = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut sleeper).unwrap();
         assert!(!child.wait().unwrap().success());
-        assert_eq!(errors.last_lines(), ["why"]);
+        let start = Instant::now();
+        while errors.last.lock().unwrap().is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(60), "the line does not come");
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(errors.last_lines_within(Duration::from_millis(100)), ["why"]);
         let killed = Command::new("kill").arg(sleeper.trim()).status().unwrap();
         assert!(killed.success());
     }

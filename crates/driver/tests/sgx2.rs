@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up is a failed test")]
 
+use std::time::Duration;
+
 use usgx_driver::{Behaviour, Errno, FaultOutcome, PageKind, Prot, command};
 use usgx_testkit::{Call, Image, Profile, Sgx2Result, SimCaller, SimMachine, System, Touch};
 
@@ -233,8 +235,12 @@ fn a_thread_that_can_not_be_kicked_makes_it_fail() {
     assert_eq!(f.call().restrict(0x6000, 0x1000, 1), ok(0x1000));
 }
 
-/// Runs a pass that has all pages of the fixture's enclave, in a thread of its own, and `during` while it has them.
-fn during_a_pass(f: &Fixture, during: impl FnOnce()) {
+/// However slow the computer: what is to be done during a pass is done by then.
+const UNTIL_IT_IS_DONE: Duration = Duration::from_secs(60);
+
+/// Runs a pass that has all pages of the fixture's enclave, in a thread of its own, and `during` while it has them: for
+/// `bound` at most, which is for what waits for the pass itself.
+fn during_a_pass(f: &Fixture, bound: Duration, during: impl FnOnce()) {
     // Nobody has used them, and somebody inside makes the pass kick in the middle.
     f.system.evict_all();
     for page in 1..=8 {
@@ -247,7 +253,7 @@ fn during_a_pass(f: &Fixture, during: impl FnOnce()) {
     f.system.spaces.on_next_kick(move || {
         in_kick.send(()).unwrap();
         // Nobody sends: the sender is dropped.
-        let _ = resumed.recv_timeout(std::time::Duration::from_millis(200));
+        let _ = resumed.recv_timeout(bound);
     });
     std::thread::scope(|scope| {
         scope.spawn(|| f.system.driver.ksgxd_pass());
@@ -262,7 +268,7 @@ fn an_ioctl_waits_for_the_pass_that_has_its_page() {
     let f = Fixture::new();
     let loads = || f.system.driver.stats().loads;
     let mut before = 0;
-    during_a_pass(&f, || {
+    during_a_pass(&f, Duration::from_millis(200), || {
         before = loads();
         assert_eq!(f.call().modify_types(0x2000, 0x4000, TRIM), ok(0x4000));
     });
@@ -275,7 +281,7 @@ fn an_ioctl_waits_for_the_pass_that_has_its_page() {
 #[test]
 fn linux_leaves_the_waiting_to_the_program() {
     let f = Fixture::with_behaviour(Behaviour::linux());
-    during_a_pass(&f, || {
+    during_a_pass(&f, UNTIL_IT_IS_DONE, || {
         assert_eq!(f.call().modify_types(0x2000, 0x4000, TRIM), err(Errno::EAGAIN, 0, 0));
         assert_eq!(f.call().modify_types(0x2000, 0x1000, TCS), err(Errno::EAGAIN, 0, 0), "not EBUSY");
     });
@@ -288,7 +294,7 @@ fn linux_leaves_the_waiting_to_the_program() {
 #[test]
 fn a_signal_ends_the_wait_of_an_ioctl() {
     let f = Fixture::new();
-    during_a_pass(&f, || {
+    during_a_pass(&f, UNTIL_IT_IS_DONE, || {
         f.caller.set_signal_after(Some(0));
         assert_eq!(f.call().modify_types(0x2000, 0x4000, TRIM), err(Errno::EAGAIN, 0, 0));
         f.caller.set_signal_after(None);

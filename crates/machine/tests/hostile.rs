@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 
-use common::skip;
 use common::{
     Random, TestClient, TestThread, assert_empty, door, fresh_base, hello_bytes, machine, request_bytes,
+    skip, wait_for,
 };
 use usgx_sys::memfd::Memfd;
 use usgx_sys::socket;
@@ -196,15 +196,7 @@ fn nonsense_harms_only_its_sender() {
         thread.read_page(&enclave, index, &mut page);
         assert_eq!(page[0], index as u8, "the honest client's page after seed {seed}");
     }
-    let start = std::time::Instant::now();
-    loop {
-        let stats = machine.stats();
-        if stats.enclaves == 1 && stats.clients.len() == 1 {
-            break;
-        }
-        assert!(start.elapsed().as_secs() < 60, "something is left: {stats:#?}");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    wait_for(&machine, "the honest one is left", |stats| stats.enclaves == 1 && stats.clients.len() == 1);
     drop((thread, honest, enclave));
     assert_empty(&machine);
 }

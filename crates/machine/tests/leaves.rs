@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use common::{
-    PAGE, RESTRICT_PERMISSIONS, TestClient, TestEnclave, TestThread, assert_empty, door, fresh_base,
+    PAGE, PATIENCE, RESTRICT_PERMISSIONS, TestClient, TestEnclave, TestThread, assert_empty, door, fresh_base,
 };
 use common::{machine, skip};
 use usgx_machine::Machine;
@@ -202,7 +202,7 @@ fn pages_are_added_accepted_and_restricted() {
     thread.set_inside(enclave.handle, 1);
     let start = Instant::now();
     assert_eq!(thread.ioctl(enclave.handle, RESTRICT_PERMISSIONS, 0x400), 0);
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < PATIENCE, "{:#?}", machine.stats());
     thread.set_inside(0, 0);
     assert_eq!(thread.fault(&enclave, 31, WRITE, fault_kind::ACCESS).0, outcome::SGX_FAULT);
     let (outcome, shown) = thread.fault(&enclave, 31, READ, fault_kind::ACCESS);
@@ -236,11 +236,11 @@ fn a_thread_that_does_not_answer_kicks_holds_up_nobody() {
     }
     let stats = machine.stats();
     assert!(stats.kicks > 0 && stats.evictions > 0, "{stats:#?}");
-    assert!(start.elapsed() < Duration::from_secs(20));
+    assert!(start.elapsed() < PATIENCE, "{stats:#?}");
     // Only the first one waits to the end of the bound of 10 ms, and perhaps another one at the same time.
-    let kicks = stats.latencies.kick;
+    let kicks = &stats.latencies.kick;
     let median = kicks.quantile(0.5).expect("there were kicks");
-    assert!(kicks.count() > 4 && median < Duration::from_millis(10), "{kicks:?}");
+    assert!(kicks.count() > 4 && median < Duration::from_millis(10), "{kicks:?} of {stats:#?}");
     // The kicks arrived.
     let mut byte = [0];
     assert!(usgx_sys::socket::receive(&sleeper.kick, &mut byte).is_ok_and(|received| received.length == 1));

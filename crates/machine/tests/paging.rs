@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Random, TestClient, assert_empty, door, fresh_base, machine, settled, skip};
+use common::{Random, TestClient, assert_empty, door, fresh_base, machine, settled, skip, wait_for};
 use usgx_testkit::Image;
 
 /// What page `index` holds after its `version`-th write.
@@ -149,10 +149,7 @@ fn a_closed_device_lives_on_in_its_mapping() {
     assert_eq!(machine.stats().enclaves, 1);
     let words = [usgx_wire::slot::call::UNREGISTER, enclave.handle, enclave.base, enclave.size];
     assert_eq!(thread.call(&words)[1], 0);
-    let start = std::time::Instant::now();
-    while machine.stats().enclaves != 0 {
-        assert!(start.elapsed().as_secs() < 10, "the enclave ends with its last mapping");
-    }
+    wait_for(&machine, "the enclave ends with its last mapping", |stats| stats.enclaves == 0);
     // Its handle names nothing now.
     assert_eq!(thread.ioctl(enclave.handle, common::CREATE, 0), -9);
 }

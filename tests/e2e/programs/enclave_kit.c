@@ -17,7 +17,8 @@
  *     sweep SEED      reads them: prints how many are right, wrong, or refused by an exception
  *     spin            a thread counts inside the enclave for ever; prints ten times a second how far it has come, if it has
  *     move SEED       moves some pages of the heap's mapping away and back; prints what becomes of them
- *     hold            prints "holding" and waits for a line on standard input
+ *     hold            uses all that is not heap, prints "holding" and waits for a line on standard input; and once more
+ *                     if that is "again"
  *
  * All streams of this kit hold the same code. It takes requests only from a program that knows its number, and
  * leaves at once otherwise, so that any loader can enter it.
@@ -793,21 +794,21 @@ static void move(uint64_t seed)
 	sweep(seed);
 }
 
-/* Everything but the heap is used before, so that what is evicted by then is heap. */
+/*
+ * Waits for a line. Everything but the heap is used before, and once more whenever the line is "again": so what is
+ * evicted when the reclaimer rests is heap.
+ */
 static void hold(void)
 {
+	char line[16];
 	uint64_t word;
 
-	for (int round = 0; round < 5; round++) {
+	do {
 		for (size_t i = 0; i < image.count; i++)
 			if (image.pages[i].flags & R && (!heap || image.pages[i].offset < heap))
 				copy(&word, base + image.pages[i].offset, sizeof(word));
-		/* Meanwhile a reclaimer that is still at work comes to its end. */
-		usleep(50000);
-	}
-	printf("holding\n");
-	for (int byte = getchar(); byte != EOF && byte != '\n';)
-		byte = getchar();
+		printf("holding\n");
+	} while (fgets(line, sizeof(line), stdin) && !strcmp(line, "again\n"));
 }
 
 static void *spin_inside(void *count)

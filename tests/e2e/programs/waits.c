@@ -309,7 +309,7 @@ static void open_thread_mode(void)
 	for (int i = 0; i < SENT; i++) {
 		count = 0;
 		kill(getpid(), sent[i]);
-		for (int k = 0; k < 2000 && !count; k++)
+		for (int k = 0; k < 60000 && !count; k++)
 			usleep(1000);
 		printf("%d: handled %d\n", sent[i], count);
 	}
@@ -474,38 +474,44 @@ static void directed(void)
 static int ends[2];
 static pthread_t main_thread;
 static pid_t main_tid;
+/* The call that the main thread is about to make, by the numbers that it may have. */
+static int about_to[2];
+/* The thing that it waits for, where the number says too little. */
+static const char *about;
 
-/* Whether a thread of this process is asleep: the third field of its stat. */
-static int asleep(pid_t tid)
+/* Whether the main thread is asleep in that call, and in no other: its number and its first argument. */
+static int is_there(void)
 {
-	char path[64], state = 0;
+	char path[64];
+	uintptr_t first = 0;
+	int number = -1;
 
-	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
-	FILE *stat = fopen(path, "r");
+	snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", main_tid);
+	FILE *file = fopen(path, "r");
 
-	if (!stat)
-		return 1;
-	if (fscanf(stat, "%*d (%*[^)]) %c", &state) != 1)
-		state = 0;
-	fclose(stat);
-	return state == 'S';
+	if (!file)
+		_exit(97);
+	int fields = fscanf(file, "%d %lx", &number, &first);
+
+	fclose(file);
+	return fields == 2 && (number == about_to[0] || number == about_to[1]) &&
+	       (!about || first - (uintptr_t)about < 4096);
 }
 
 /* Interrupts the main thread when it is asleep, and then lets it have what it waits for. */
-static void *interrupt_main(void *unused)
+static void *interrupt_main(void *joins)
 {
-	for (int i = 0; i < 20; i++) {
+	if (joins)
+		about = (const char *)pthread_self();
+	while (!is_there())
 		usleep(1000);
-		if (!asleep(main_tid))
-			i = 0;
-	}
 	pthread_kill(main_thread, SIGALRM);
 	while (!count)
 		usleep(1000);
 	usleep(20000);
 	if (write(ends[1], "x", 1) != 1)
 		_exit(99);
-	return unused;
+	return joins;
 }
 
 /* A child that ends, or lets its lock go, when the other end of a pipe says so. */
@@ -538,6 +544,11 @@ static void interrupted(int flags)
 	static const char *const names[] = {
 		"read",	     "poll", "select",  "sleep", "futex", "socket", "socket with a time limit",
 		"semaphore", "join", "waitpid", "lock",	 "open",
+	};
+	static const int numbers[][2] = {
+		{ SYS_read, -1 }, { SYS_poll, SYS_ppoll }, { SYS_select, SYS_pselect6 }, { SYS_nanosleep, SYS_clock_nanosleep },
+		{ SYS_futex, -1 }, { SYS_read, -1 }, { SYS_recvfrom, -1 }, { SYS_futex, -1 },
+		{ SYS_futex, -1 }, { SYS_wait4, -1 }, { SYS_fcntl, -1 }, { SYS_open, SYS_openat },
 	};
 	struct timeval twenty = { .tv_sec = 20 };
 	struct timespec later;
@@ -579,7 +590,9 @@ static void interrupted(int flags)
 		struct pollfd ready = { .fd = ends[0], .events = POLLIN };
 
 		count = 0;
-		pthread_create(&thread, NULL, interrupt_main, NULL);
+		memcpy(about_to, numbers[i], sizeof(about_to));
+		about = i == 4 ? (const char *)&word : i == 7 ? (const char *)&semaphore : NULL;
+		pthread_create(&thread, NULL, interrupt_main, i == 8 ? &thread : NULL);
 		switch (i) {
 		case 0:
 		case 5: result = read(ends[0], &byte, 1); break;

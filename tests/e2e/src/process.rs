@@ -17,8 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// The variable that carries the mark.
 const MARK: &str = "USGX_E2E_MARK";
-/// How long output may stay open after the process has ended.
-const AFTERMATH: Duration = Duration::from_secs(3);
+/// How long output may stay open after the process has ended: not for ever, however slow the computer is.
+const AFTERMATH: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 
 /// How a process ended.
@@ -119,6 +119,11 @@ impl Process {
         }
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// How often its standard output contains a text by now.
     pub(crate) fn count(&self, text: &str) -> usize {
         self.stdout.text().matches(text).count()
@@ -130,7 +135,11 @@ impl Process {
     }
 
     /// Waits for its end, and kills it when time is up.
-    pub(crate) fn finish(mut self, limit: Duration) -> Result<Outcome> {
+    pub(crate) fn finish(self, limit: Duration) -> Result<Outcome> {
+        self.finish_within(limit, AFTERMATH)
+    }
+
+    fn finish_within(mut self, limit: Duration, aftermath: Duration) -> Result<Outcome> {
         self.stdin = None;
         let deadline = Instant::now() + limit;
         let status = loop {
@@ -150,14 +159,15 @@ impl Process {
             thread::sleep(POLL);
         };
         self.ended = true;
-        let deadline = Instant::now() + AFTERMATH;
+        let deadline = Instant::now() + aftermath;
         while !(self.stdout.look(|state| state.closed) && self.stderr.look(|state| state.closed)) {
             if Instant::now() >= deadline {
                 let left = self.left_over().join(", ");
                 self.kill_all();
                 bail!(
-                    "`{}` has ended ({status}), but its output is still open; left are: {left}",
-                    self.shown
+                    "`{}` has ended ({status}), but its output is still open; left are: {left}\n{}",
+                    self.shown,
+                    self.so_far()
                 );
             }
             self.stdout.wait_a_moment();
@@ -296,6 +306,9 @@ impl Outcome {
 mod tests {
     use super::*;
 
+    /// How long anything may take before a test fails.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     fn shell(script: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
@@ -304,19 +317,18 @@ mod tests {
 
     #[test]
     fn input_output_and_status_are_passed() {
-        let outcome =
-            run(&mut shell("cat; echo oops >&2; exit 3"), b"hello", Duration::from_secs(5)).unwrap();
+        let outcome = run(&mut shell("cat; echo oops >&2; exit 3"), b"hello", PATIENCE).unwrap();
         assert_eq!((outcome.text(), outcome.errors()), ("hello".to_owned(), "oops\n".to_owned()));
         assert_eq!(outcome.end(), (Some(3), None));
     }
 
     #[test]
     fn a_time_limit_ends_the_process_and_what_it_left_elsewhere() {
-        let process = Process::start(&mut shell("setsid sleep 60 & exec sleep 60")).unwrap();
+        let process = Process::start(&mut shell("setsid sleep 600 & exec sleep 600")).unwrap();
         let mark = process.mark();
         let error = process.finish(Duration::from_millis(300)).unwrap_err();
         assert!(error.to_string().contains("did not end within"), "{error}");
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         while !left_over(&mark).is_empty() && Instant::now() < deadline {
             thread::sleep(POLL);
         }
@@ -325,17 +337,18 @@ mod tests {
 
     #[test]
     fn output_that_stays_open_is_reported() {
-        let error = run(&mut shell("sleep 60 & exit 0"), b"", Duration::from_secs(5)).unwrap_err();
+        let process = Process::start(&mut shell("sleep 600 & exit 0")).unwrap();
+        let error = process.finish_within(PATIENCE, Duration::from_millis(300)).unwrap_err();
         assert!(error.to_string().contains("still open"), "{error}");
     }
 
     #[test]
     fn lines_can_be_awaited() {
         let mut process = Process::start(&mut shell("echo one; read x; echo $x")).unwrap();
-        process.wait_for("one\n", Duration::from_secs(5)).unwrap();
+        process.wait_for("one\n", PATIENCE).unwrap();
         process.write(b"two\n").unwrap();
-        process.wait_for("two\n", Duration::from_secs(5)).unwrap();
+        process.wait_for("two\n", PATIENCE).unwrap();
         assert_eq!(process.count("o"), 2);
-        assert!(process.wait_for("three", Duration::from_secs(5)).is_err());
+        assert!(process.wait_for("three", PATIENCE).is_err());
     }
 }

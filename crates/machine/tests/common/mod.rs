@@ -34,7 +34,7 @@ pub const PROVISION: u64 = 0x4008_a403;
 pub const RESTRICT_PERMISSIONS: u64 = 0xc028_a405;
 
 /// How long anything may take before a test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Says so and returns true where there is no userfaultfd.
 pub fn skip() -> bool {

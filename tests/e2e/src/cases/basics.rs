@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -16,8 +16,10 @@ use super::{SHORT, Verdict, expect, trial};
 use crate::process::{self, Process};
 use crate::stage::{Link, Stage, User};
 
-/// How long helpers may need to go after the program's end.
+/// How long a program's output may stay open after its end.
 const GOODBYE: Duration = Duration::from_secs(3);
+/// How often that is tried: a busy computer makes one of them late, and not all.
+const ATTEMPTS: usize = 10;
 
 type Test = fn(&Stage, User) -> Result<Verdict>;
 
@@ -98,10 +100,16 @@ fn output_is_not_held_open(stage: &Stage, user: User) -> Result<Verdict> {
     // A shell's $(...) waits until nobody has the pipe open.
     let mut shell = stage.command(user, "/bin/sh");
     shell.args(["-c", "x=$(\"$0\" run -- /bin/echo inner); echo \"$x\""]).arg(stage.usgx());
-    let start = Instant::now();
-    let verdict = expect(&process::run(&mut shell, b"", SHORT)?, 0, "inner\n")?;
-    ensure!(start.elapsed() < GOODBYE, "it took {:?}", start.elapsed());
-    Ok(verdict)
+    let mut times = Vec::new();
+    while times.len() < ATTEMPTS {
+        let start = Instant::now();
+        let verdict = expect(&process::run(&mut shell, b"", SHORT)?, 0, "inner\n")?;
+        times.push(start.elapsed());
+        if start.elapsed() < GOODBYE {
+            return Ok(verdict);
+        }
+    }
+    bail!("it took {times:?}")
 }
 
 fn reader_that_goes_away(stage: &Stage, user: User) -> Result<Verdict> {
@@ -243,7 +251,8 @@ fn without_attendant(stage: &Stage, user: User) -> Result<Verdict> {
     for other in process.left_over() {
         let number = other.split(' ').next().filter(|number| *number != own);
         if let Some(attendant) = number.and_then(|number| number.parse().ok()).and_then(Pid::from_raw) {
-            kill_process(attendant, Signal::KILL)?;
+            // An error means that it has just ended by itself.
+            let _ended = kill_process(attendant, Signal::KILL);
         }
     }
     let deadline = Instant::now() + SHORT;
@@ -271,7 +280,7 @@ fn nothing_is_left_behind(stage: &Stage, user: User) -> Result<Verdict> {
     // Kept from killing them: `finish` kills only what is late.
     let outcome = process.finish(SHORT)?;
     let verdict = expect(&outcome, 0, "")?;
-    let deadline = Instant::now() + GOODBYE;
+    let deadline = Instant::now() + SHORT;
     while !process::left_over(&mark).is_empty() {
         ensure!(Instant::now() < deadline, "left behind: {}", process::left_over(&mark).join(", "));
         thread::sleep(Duration::from_millis(20));

@@ -14,8 +14,8 @@ use super::{LONG, SHORT, Verdict, expect};
 use crate::process::{self, Outcome, Process};
 use crate::stage::{Stage, User};
 
-/// How long a machine may need to notice that a client has gone.
-const SETTLED: Duration = Duration::from_secs(10);
+/// How long a machine may need to notice that a client has gone, however slow the computer is.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// A machine that several programs share.
 pub(super) struct Machine {
@@ -35,13 +35,10 @@ impl Machine {
             .args(["machine", "start", "--foreground", "--shared", "--epc", epc, "--socket"])
             .arg(&socket)
             .args(options);
-        let process = Process::start(&mut command)?;
+        let mut process = Process::start(&mut command)?;
         let deadline = Instant::now() + LONG;
-        // A look at all processes can miss one that is just starting, so one look proves nothing.
-        let mut missed = 0;
         while !socket.exists() {
-            missed = if process.left_over().is_empty() { missed + 1 } else { 0 };
-            if Instant::now() >= deadline || missed > 20 {
+            if Instant::now() >= deadline || process.has_ended()? {
                 let outcome = process.finish(Duration::from_secs(1))?;
                 bail!("no socket at {}: {}", socket.display(), outcome.describe());
             }
@@ -99,6 +96,11 @@ impl Machine {
         }
     }
 
+    /// Waits until the reclaimer rests, and returns the status then.
+    pub(super) fn rests(&self, stage: &Stage) -> Result<Value> {
+        self.settles(stage, "at rest", |status| status["ksgxd_busy"] == false)
+    }
+
     /// Waits until one process with one thread is left, and every page of the EPC and of the backing store is its own or free.
     pub(super) fn holds_only(&self, stage: &Stage, pid: u32) -> Result<()> {
         self.settles(stage, &format!("left with process {pid} alone"), |status| {
@@ -135,6 +137,22 @@ impl Machine {
         ensure!(number(&status, "leaked_pages") == 0, "pages were lost: {status}");
         ensure!(!self.process.has_panicked(), "the machine has panicked");
         Ok(())
+    }
+
+    /// Waits until the machine's process has at most so many descriptors and threads.
+    pub(super) fn has_at_most(&self, resources: [usize; 2]) -> Result<()> {
+        let deadline = Instant::now() + SETTLED;
+        loop {
+            let now = self.resources()?;
+            if now.iter().zip(resources).all(|(now, most)| *now <= most) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{now:?} descriptors and threads, at most {resources:?} expected"
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Descriptors and threads of the machine's process.

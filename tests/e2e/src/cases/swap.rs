@@ -60,7 +60,25 @@ impl Scene {
         let mut victim = Process::start(command.arg("load").args(kit).args(steps.split_whitespace()))?;
         victim.wait_for("holding\n", LONG)?;
         let swap = swap_file(&machine.process, &option)?;
-        Ok(Self { machine, victim, swap })
+        let mut scene = Self { machine, victim, swap };
+        scene.come_to_rest(stage)?;
+        Ok(scene)
+    }
+
+    /// Waits until nothing moves any more, with all in the EPC that the victim has besides its heap: it uses that
+    /// whenever it is told to hold again.
+    fn come_to_rest(&mut self, stage: &Stage) -> Result<()> {
+        let mut passes = Vec::new();
+        while passes.len() < 100 {
+            self.tell("again\n", "holding\n")?;
+            passes.push(number(&self.machine.rests(stage)?, "reclaim_scans"));
+            if let [.., before, after] = passes[..]
+                && before == after
+            {
+                return Ok(());
+            }
+        }
+        bail!("the machine does not come to rest: {passes:?} reclaim passes")
     }
 
     /// The victim's program goes on, a newcomer is served, and nothing is left.
@@ -69,6 +87,13 @@ impl Scene {
         drop(self.victim);
         self.machine.is_empty(stage)?;
         Ok(Verdict::Passed)
+    }
+
+    /// Sends the victim a line, and waits for what it then prints.
+    fn tell(&mut self, line: &str, answer: &str) -> Result<()> {
+        let count = self.victim.count(answer);
+        self.victim.write(line.as_bytes())?;
+        self.victim.wait_for_count(answer, count + 1, LONG)
     }
 
     /// How many pages of the victim are evicted.
@@ -80,10 +105,9 @@ impl Scene {
         Ok(number(ours, "evicted_pages"))
     }
 
-    /// Lets the victim go on with a line, and returns its next sweeps, when it holds again or has ended.
-    fn go_on(&mut self, line: &str, sweeps: usize, until: &str, count: usize) -> Result<Vec<Sweep>> {
-        self.victim.write(format!("{line}\n").as_bytes())?;
-        self.victim.wait_for_count(until, count, LONG)?;
+    /// Lets the victim go on, and returns its next sweeps, when it holds again or has ended.
+    fn go_on(&mut self, sweeps: usize, until: &str) -> Result<Vec<Sweep>> {
+        self.tell("\n", until)?;
         let text = self.victim.text();
         let all: Vec<Sweep> = text.lines().filter_map(parse).collect();
         ensure!(all.len() >= sweeps, "{text}");
@@ -139,7 +163,7 @@ fn flipped(stage: &Stage) -> Result<Verdict> {
         bytes[slot * SLOT + byte] ^= 1 << ((slot / SLOT + slot) % 8);
     }
     write(&scene.swap, 0, &bytes)?;
-    let sweeps = scene.go_on("", 2, "done\n", 1)?;
+    let sweeps = scene.go_on(2, "done\n")?;
     let expected = (pages - evicted, 0, evicted);
     ensure!(
         sweeps.iter().all(|sweep| (sweep.right, sweep.wrong, sweep.refused) == expected),
@@ -160,6 +184,7 @@ fn one_changed(stage: &Stage) -> Result<Verdict> {
         let steps = ["fill", "5", "hold", "sweep", "5"];
         let mut neighbour = Process::start(command.arg("load").args(kit).args(steps))?;
         neighbour.wait_for("holding\n", LONG)?;
+        scene.come_to_rest(stage)?;
         let mut bytes = read(&scene.swap)?[slot * SLOT..][..SLOT].to_vec();
         bytes[100] ^= 4;
         write(&scene.swap, slot * SLOT, &bytes)?;
@@ -192,14 +217,15 @@ fn replayed(stage: &Stage) -> Result<Verdict> {
         let mut scene = Scene::set(stage, &format!("replayed-{slot}"), "1M", pages, steps)?;
         let older = read(&scene.swap)?[slot * SLOT..][..SLOT].to_vec();
         ensure!(older.iter().any(|byte| *byte != 0), "nothing was ever in slot {slot}");
-        let sweep = scene.go_on("", 1, "holding\n", 2)?[0];
+        let sweep = scene.go_on(1, "holding\n")?[0];
+        scene.come_to_rest(stage)?;
         ensure!((sweep.right, sweep.wrong, sweep.refused) == (pages, 0, 0), "nothing is changed: {sweep:?}");
         let evicted = scene.evicted(stage)?;
         ensure!(evicted > pages * 8 / 10, "only {evicted} pages are evicted");
         for slot in 0..read(&scene.swap)?.len() / SLOT {
             write(&scene.swap, slot * SLOT, &older)?;
         }
-        let sweep = scene.go_on("", 1, "done\n", 1)?[0];
+        let sweep = scene.go_on(1, "done\n")?[0];
         ensure!(
             (sweep.right, sweep.wrong, sweep.refused) == (pages - evicted, 0, evicted),
             "{evicted} pages were evicted and replaced: {sweep:?}"

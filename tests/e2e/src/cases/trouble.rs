@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 
@@ -317,11 +317,9 @@ fn hostile(stage: &Stage) -> Result<Verdict> {
     })?;
     let sweeps = victim.count("swept: ");
     victim.wait_for_count("swept: ", sweeps + 2, LONG)?;
-    let now = machine.resources()?;
-    ensure!(
-        now.iter().zip(resources).all(|(now, before)| *now <= before + 4),
-        "descriptors and threads: {resources:?} before, {now:?} after; {after}"
-    );
+    machine
+        .has_at_most(resources.map(|before| before + 4))
+        .with_context(|| format!("afterwards: {after}"))?;
     victim.signal(Signal::KILL)?;
     let outcome = victim.finish(SHORT)?;
     let (text, right) = (outcome.text(), "swept: 1500 right, 0 wrong, 0 refused, first -1");
