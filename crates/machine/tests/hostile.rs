@@ -97,6 +97,15 @@ fn abuse_channel(client: &Arc<TestClient>, random: &mut Random) {
     }
 }
 
+/// Tells the threads that look at it to end, also when the test has failed: a scope waits for them.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Calls with wrong numbers; and a thread that writes noise into its own slots meanwhile.
 fn abuse_slots(thread: &mut TestThread, handle: u64, base: u64, random: &mut Random) {
     let client = Arc::clone(&thread.client);
@@ -116,6 +125,7 @@ fn abuse_slots(thread: &mut TestThread, handle: u64, base: u64, random: &mut Ran
                 }
             });
         }
+        let _stop = Stop(&stop);
         for _ in 0..40 {
             let enclave = if random.below(4) == 0 { nasty(random) } else { handle };
             let mut words: Vec<u64> = vec![random.below(12), enclave];
@@ -146,7 +156,6 @@ fn abuse_slots(thread: &mut TestThread, handle: u64, base: u64, random: &mut Ran
                 break;
             }
         }
-        stop.store(true, Relaxed);
     });
 }
 

@@ -81,16 +81,21 @@ fn user_leaves_do_not_get_in_the_way_of_eviction() {
                 }
             });
         }
-        let mut out = EvictedPage::default();
-        for _ in 0..ROUNDS {
-            block_and_track(&cpu, DATA);
-            cpu.ewb(DATA, slot, &mut out).expect("EWB");
-            // The page's next owner.
-            cpu.epa(DATA).expect("EPA");
-            assert_eq!(read::<64>(&cpu, DATA, 0), [0; 64]);
-            cpu.eremove(DATA).expect("EREMOVE");
-            cpu.eldu(DATA, slot, at(DATA), Some(SECS), &out).expect("ELDU");
-        }
+        let evictor = scope.spawn(|| {
+            let mut out = EvictedPage::default();
+            for _ in 0..ROUNDS {
+                block_and_track(&cpu, DATA);
+                cpu.ewb(DATA, slot, &mut out).expect("EWB");
+                // The page's next owner.
+                cpu.epa(DATA).expect("EPA");
+                assert_eq!(read::<64>(&cpu, DATA, 0), [0; 64]);
+                cpu.eremove(DATA).expect("EREMOVE");
+                cpu.eldu(DATA, slot, at(DATA), Some(SECS), &out).expect("ELDU");
+            }
+        });
+        let evicted = evictor.join();
+        // In any case: the scope waits for those who look at it.
         stop.store(true, Ordering::Relaxed);
+        evicted.expect("evictions");
     });
 }
