@@ -3,12 +3,14 @@
 #![expect(unsafe_code, reason = "signal handlers and shared memory are unsafe by nature")]
 
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicPtr, AtomicU64, fence};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use usgx_wire::slot::{NR_WORDS, SPINS, Slot, turn, waiter};
+use usgx_sys::pace::{Crowd, Pace, Wait, look};
+use usgx_wire::slot::{NR_WORDS, Slot, turn, waiter};
 
 use crate::raw::{Child, PAGE_SIZE, View, on_alternate_stack, shared_page};
 
@@ -30,16 +32,15 @@ impl Line {
         for (to, from) in slot.words.iter().zip(words) {
             to.store(*from, Relaxed);
         }
+        // A number that the system call library reads where the runtime does.
+        slot.processor.store(usgx_sys::process::processor() as u32, Relaxed);
         slot.turn.store(turn::CALL, Release);
         fence(SeqCst);
         if slot.waiting.load(Relaxed) & waiter::MACHINE != 0 {
             self.wake();
         }
-        let answered = (0..SPINS).any(|_| {
-            std::hint::spin_loop();
-            slot.turn.load(Acquire) == turn::REPLY
-        });
-        if !answered {
+        let looks = slot.looks.load(Relaxed);
+        if !look(looks, || slot.turn.load(Acquire) == turn::REPLY) {
             slot.waiting.fetch_or(waiter::RUNTIME, SeqCst);
             loop {
                 match slot.turn.load(SeqCst) {
@@ -57,7 +58,10 @@ impl Line {
     /// The machine's side: answers calls until the slot is closed.
     fn serve(self, mut work: impl FnMut(&[u64; NR_WORDS])) {
         let slot = self.0;
+        let mut pace = Pace::new(&Arc::new(Crowd::default()));
         loop {
+            let looks = pace.own_looks(Wait::Call, slot.processor.load(Relaxed));
+            look(looks, || slot.turn.load(Acquire) == turn::CALL);
             loop {
                 let seen = slot.turn.load(Acquire);
                 match seen {
@@ -65,6 +69,7 @@ impl Line {
                     turn::CLOSED => return,
                     _ => {}
                 }
+                pace.sleeps();
                 slot.waiting.fetch_or(waiter::MACHINE, SeqCst);
                 fence(SeqCst);
                 if slot.turn.load(SeqCst) == seen {
@@ -72,11 +77,13 @@ impl Line {
                 }
                 slot.waiting.fetch_and(!waiter::MACHINE, SeqCst);
             }
+            pace.takes_turn(Wait::Call);
             let words: [u64; NR_WORDS] = std::array::from_fn(|index| slot.words[index].load(Relaxed));
             work(&words);
             for (to, from) in slot.words.iter().zip(&words) {
                 to.store(*from, Relaxed);
             }
+            slot.looks.store(pace.gives_turn(slot.processor.load(Relaxed)), Relaxed);
             slot.turn.store(turn::REPLY, SeqCst);
             fence(SeqCst);
             if slot.waiting.load(SeqCst) & waiter::RUNTIME != 0 {

@@ -107,6 +107,7 @@ impl Machine {
             clients: Register::default(),
             tickets: Tickets::default(),
             activity: Arc::new(Activity::default()),
+            crowd: Arc::default(),
             provision: Mutex::default(),
             garbage: Mutex::new(garbage),
             sight,

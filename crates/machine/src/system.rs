@@ -8,6 +8,7 @@ use std::sync::mpsc::Sender;
 use parking_lot::Mutex;
 use usgx_cpu::Processor;
 use usgx_driver::{Driver, Enclave, EnclaveId, Event};
+use usgx_sys::pace::Crowd;
 
 use crate::clients::Client;
 use crate::clients::register::Register;
@@ -102,6 +103,8 @@ pub(crate) struct Host {
     pub(crate) clients: Register,
     pub(crate) tickets: Tickets,
     pub(crate) activity: Arc<Activity>,
+    /// The workers, as far as they share processors.
+    pub(crate) crowd: Arc<Crowd>,
     /// Inode numbers of `/dev/sgx_provision` descriptors that are open.
     pub(crate) provision: Mutex<HashSet<u64>>,
     pub(crate) garbage: Mutex<Sender<Garbage>>,

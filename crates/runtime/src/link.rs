@@ -9,11 +9,11 @@ use core::sync::atomic::{AtomicI32, AtomicU32, Ordering, fence};
 use usgx_wire::channel::{Answer, HELLO_MAGIC, Hello, Request, Welcome, op};
 use usgx_wire::place::REGION_BASE;
 use usgx_wire::process::{self, DATA_OFFSET, DATA_SIZE, Header, REGION_SIZE, SLOT_STRIDE, SLOTS_OFFSET};
-use usgx_wire::slot::{NR_WORDS, SPINS, Slot, turn, upcall, waiter};
+use usgx_wire::slot::{NR_WORDS, Slot, turn, upcall, waiter};
 
 use crate::arch::lock::Lock;
 use crate::arch::syscall::{errno, nr};
-use crate::arch::{close, complain, getpid, gettid};
+use crate::arch::{close, complain, getpid, gettid, processor};
 use crate::process::{BOOT, reserve};
 use crate::signals::frame::{bit, signum};
 use crate::thread::Thread;
@@ -383,6 +383,7 @@ fn put_words(slot: &Slot, words: &[u64; NR_WORDS]) {
 
 /// Gives the turn to the machine and wakes it if it sleeps.
 fn pass_turn(slot: &Slot, to: u32) {
+    slot.processor.store(processor(), Ordering::Relaxed);
     slot.turn.store(to, Ordering::Release);
     // Pairs with the machine's fence between setting its waiter bit and looking at `turn`.
     fence(Ordering::SeqCst);
@@ -395,7 +396,7 @@ fn pass_turn(slot: &Slot, to: u32) {
 /// Waits until it is the runtime's turn; `None` if the machine is gone.
 fn await_turn(slot: &Slot) -> Option<u32> {
     let ours = |turn: u32| turn == turn::REPLY || turn == turn::UPCALL || turn == turn::CLOSED;
-    for _ in 0..SPINS {
+    for _ in 0..slot.looks.load(Ordering::Relaxed) {
         let turn = slot.turn.load(Ordering::Acquire);
         if ours(turn) {
             return Some(turn);

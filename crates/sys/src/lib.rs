@@ -11,6 +11,7 @@ pub mod cpuid;
 pub mod events;
 pub mod futex;
 pub mod memfd;
+pub mod pace;
 pub mod pidfd;
 pub mod probe;
 pub mod process;

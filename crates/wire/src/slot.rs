@@ -12,8 +12,6 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Arguments and results of a call.
 pub const NR_WORDS: usize = 10;
-/// How often the runtime looks at [`Slot::turn`] before it sleeps. The machine sleeps at once.
-pub const SPINS: u32 = 100;
 
 /// One thread's slot.
 #[repr(C, align(64))]
@@ -25,6 +23,10 @@ pub struct Slot {
     pub waiting: AtomicU32,
     /// `words[0]` is the call ([`call`]) or the upcall ([`upcall`]); the rest by its kind.
     pub words: [AtomicU64; NR_WORDS],
+    /// The processor on which the runtime last gave the turn away.
+    pub processor: AtomicU32,
+    /// How often the runtime looks at `turn` before it sleeps; the machine says so.
+    pub looks: AtomicU32,
     /// On a cache line of its own: where the thread is.
     pub inside: Inside,
 }

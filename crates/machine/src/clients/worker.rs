@@ -4,9 +4,7 @@
 //! something ([`Link::upcall`]); no lock is held then, as the client may take for ever. A worker ends when its
 //! thread gives the slot back or the process is gone.
 //!
-//! It sleeps as soon as there is nothing to do. Looking at the turn word for up to 20 us first was tried and made
-//! calls slower on two processors, 6.6 us instead of 4.3 us (`tests/cost.rs`): the worker that looks takes the
-//! processor that its client needs.
+//! Before it sleeps it may look at the turn word for a while, see [`usgx_sys::pace`].
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use usgx_epc::check_none_held;
+use usgx_sys::pace::{Pace, Wait, look};
 use usgx_wire::slot::{NR_WORDS, turn, upcall};
 
 use crate::calls;
@@ -46,6 +45,8 @@ pub(crate) struct Link {
     pub(crate) slot: Arc<ThreadSlot>,
     /// When the client was last asked for signals, or the call began.
     asked: Mutex<Instant>,
+    /// Only the worker takes this lock, and only for a moment.
+    pace: Mutex<Pace>,
     /// The page of the last ENCLU operand that was not there, plus 1; 0 if none. See `calls::fault`.
     pub(crate) missing_operand: AtomicU64,
 }
@@ -66,8 +67,8 @@ impl Link {
         self.host.upcalls.fetch_add(1, Relaxed);
         let mut words = [0; NR_WORDS];
         words[..3].copy_from_slice(&[what, args[0], args[1]]);
-        self.memory().hand_over(&words, turn::UPCALL);
-        self.wait_for(turn::ANSWER).then(|| self.memory().load_words()[1])
+        self.hand_over(&words, turn::UPCALL);
+        self.wait_for(turn::ANSWER, Wait::Answer).then(|| self.memory().load_words()[1])
     }
 
     /// Whether a signal is pending for the client's thread; asks now and then only.
@@ -85,28 +86,39 @@ impl Link {
         self.upcall(upcall::SIGNAL_PENDING, [0, 0]).is_none_or(|pending| pending != 0)
     }
 
-    /// Waits until it is the machine's turn with `wanted`; false if the client's thread is gone.
-    fn wait_for(&self, wanted: u32) -> bool {
+    /// Gives the turn to the client's thread.
+    fn hand_over(&self, words: &[u64; NR_WORDS], whose: u32) {
         let memory = self.memory();
+        let looks = self.pace.lock().gives_turn(memory.processor());
+        memory.hand_over(words, whose, looks);
+    }
+
+    /// Waits until it is the machine's turn with `wanted`; false if the client's thread is gone.
+    fn wait_for(&self, wanted: u32, wait: Wait) -> bool {
+        let memory = self.memory();
+        let looks = self.pace.lock().own_looks(wait, memory.processor());
+        look(looks, || memory.load_turn() == wanted);
         loop {
             if self.is_over() {
                 return false;
             }
             let seen = memory.load_turn();
             if seen == wanted {
+                self.pace.lock().takes_turn(wait);
                 return true;
             }
+            self.pace.lock().sleeps();
             memory.sleep(seen, || !self.is_over());
         }
     }
 
     fn run(&self) {
         let memory = self.memory();
-        while self.wait_for(turn::CALL) {
+        while self.wait_for(turn::CALL, Wait::Call) {
             // Copied once; what the client writes from here on is not looked at.
             let words = memory.load_words();
             self.host.calls.fetch_add(1, Relaxed);
-            *self.asked.lock() = Instant::now();
+            *self.asked.lock() = self.pace.lock().since();
             let Ok(reply) = catch_unwind(AssertUnwindSafe(|| calls::dispatch(self, &words))) else {
                 tracing::error!(
                     pid = self.client.credentials().pid,
@@ -117,7 +129,7 @@ impl Link {
                 break;
             };
             self.count_as_reentered();
-            memory.hand_over(&reply, turn::REPLY);
+            self.hand_over(&reply, turn::REPLY);
         }
     }
 
@@ -137,6 +149,7 @@ pub(crate) fn start(host: &Arc<Host>, client: &Arc<Client>, slot: &Arc<ThreadSlo
         client: Arc::clone(client),
         slot: Arc::clone(slot),
         asked: Mutex::new(Instant::now()),
+        pace: Mutex::new(Pace::new(&host.crowd)),
         missing_operand: AtomicU64::new(0),
     });
     let name = format!("slot-{}-{}", client.credentials().pid, slot.index());

@@ -65,6 +65,15 @@ impl<'a> SlotMemory<'a> {
         self.memory.word32(self.base + offset_of!(Slot, waiting))
     }
 
+    fn looks(self) -> &'a AtomicU32 {
+        self.memory.word32(self.base + offset_of!(Slot, looks))
+    }
+
+    /// The processor on which the runtime gave the turn away.
+    pub(crate) fn processor(self) -> u32 {
+        self.memory.word32(self.base + offset_of!(Slot, processor)).load(Relaxed)
+    }
+
     fn word(self, index: usize) -> &'a AtomicU64 {
         assert!(index < NR_WORDS);
         self.memory.word64(self.base + offset_of!(Slot, words) + index * 8)
@@ -78,6 +87,7 @@ impl<'a> SlotMemory<'a> {
     /// Makes the slot what a new thread expects to find.
     pub(crate) fn reset(self) {
         self.waiting().store(0, Relaxed);
+        self.looks().store(0, Relaxed);
         self.inside_word(offset_of!(Inside, enclave)).store(0, Relaxed);
         self.inside_word(offset_of!(Inside, epoch)).store(0, Relaxed);
         self.turn().store(turn::IDLE, SeqCst);
@@ -88,8 +98,9 @@ impl<'a> SlotMemory<'a> {
         std::array::from_fn(|index| self.word(index).load(Relaxed))
     }
 
-    /// Writes words and gives the turn to the runtime.
-    pub(crate) fn hand_over(self, words: &[u64; NR_WORDS], whose: u32) {
+    /// Writes words and gives the turn to the runtime, which is to look so many times for its next one.
+    pub(crate) fn hand_over(self, words: &[u64; NR_WORDS], whose: u32, looks: u32) {
+        self.looks().store(looks, Relaxed);
         for (index, word) in words.iter().enumerate() {
             self.word(index).store(*word, Relaxed);
         }
