@@ -43,6 +43,13 @@ pub fn processor() -> usize {
     rustix::thread::sched_getcpu()
 }
 
+/// Bytes of memory that the host has.
+#[must_use]
+pub fn memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram * u64::from(info.mem_unit)
+}
+
 /// Sets the permissions of a file by its path.
 ///
 /// # Errors

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use usgx_cpu::PageBytes;
 use usgx_isa::{EpcPage, PAGE_SIZE};
-use usgx_sys::Errno;
 use usgx_sys::arena::{Arena, Frame};
 use usgx_sys::memfd::Memfd;
+use usgx_sys::{Errno, process};
 
-/// Free frames that keep their memory while they come and go, at most: 64 MiB. The reclaimer goes round: it unmaps all
-/// pages, which need frames then, and writes them back one by one.
-const MAX_WARM: usize = 16_384;
+/// Free frames that keep their memory while they come and go take at most this part of the host's. The reclaimer goes
+/// round: it unmaps all pages, which need frames then, and writes them back one by one; and who loads an enclave often
+/// loads the next. [`Frames::cool`] gives back what is not needed again soon.
+const WARM_PART: u64 = 16;
 
 /// The place of one page's bytes.
 #[derive(Debug, Default)]
@@ -41,8 +42,9 @@ pub(crate) struct Frames {
 impl Frames {
     /// Makes room for `nr_pages` pages.
     pub(crate) fn new(nr_pages: u32) -> Result<Self, Errno> {
+        let max_warm = (process::memory() / WARM_PART) as usize / PAGE_SIZE;
         Ok(Self {
-            arena: Arena::new(nr_pages as usize, MAX_WARM)?,
+            arena: Arena::new(nr_pages as usize, max_warm)?,
             pages: (0..nr_pages).map(|_| Mutex::default()).collect(),
         })
     }
