@@ -438,7 +438,7 @@ fn serve(thread: &Thread, question: &[u64; NR_WORDS]) -> u64 {
         upcall::READ => unsafe { usercopy::copy_in(data(thread), question[1], length) as u64 },
         // SAFETY: the same.
         upcall::WRITE => unsafe { usercopy::copy_out(question[1], data(thread), length) as u64 },
-        upcall::SOURCE => source::copy(thread, question[1], length),
+        upcall::SOURCE => source::copy(thread, question[1], length, question[3] as usize),
         upcall::SIGNAL_PENDING => u64::from(signal_pending(thread)),
         upcall::SOCKET_INODE => socket_inode(question[1] as i32).unwrap_or(0),
         _ => 0,

@@ -6,6 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use usgx_wire::process::DATA_SIZE;
 use usgx_wire::slot::upcall::NEVER_EXECUTABLE;
 
 use crate::link::data;
@@ -49,8 +50,9 @@ impl Known {
     }
 }
 
-/// Answers [`usgx_wire::slot::upcall::SOURCE`]: copies into the thread's data area up to the end of a mapping.
-pub fn copy(thread: &Thread, address: u64, length: usize) -> u64 {
+/// Answers [`usgx_wire::slot::upcall::SOURCE`]: copies into the thread's data area, to `offset`, up to the end of a
+/// mapping.
+pub fn copy(thread: &Thread, address: u64, length: usize, offset: usize) -> u64 {
     let end = match thread.source.end(address) {
         Some(end) => end,
         None => match look_up(thread, address) {
@@ -58,9 +60,9 @@ pub fn copy(thread: &Thread, address: u64, length: usize) -> u64 {
             Err(Never) => return NEVER_EXECUTABLE,
         },
     };
-    let length = length.min((end - address) as usize);
-    // SAFETY: the data area is as long, and it is this call's.
-    unsafe { usercopy::copy_in(data(thread), address, length) as u64 }
+    let length = length.min((end - address) as usize).min(DATA_SIZE.saturating_sub(offset));
+    // SAFETY: the data area reaches as far, and it is this call's.
+    unsafe { usercopy::copy_in(data(thread).add(offset), address, length) as u64 }
 }
 
 /// The mapping can never be executable.

@@ -164,8 +164,8 @@ pub mod upcall {
     /// The inode number of the socket behind a descriptor. In: 1 descriptor. Answer: 1 inode number, or 0 if
     /// it is not an open socket.
     pub const SOCKET_INODE: u64 = 4;
-    /// As [`READ`], for pages that are to go into an enclave, up to the end of a mapping at most. Answer: 1 bytes copied,
-    /// or [`NEVER_EXECUTABLE`].
+    /// As [`READ`], for pages that are to go into an enclave, up to the end of a mapping at most, and to 3 an offset in
+    /// the data area. Answer: 1 bytes copied, or [`NEVER_EXECUTABLE`].
     pub const SOURCE: u64 = 5;
     /// The answer to [`SOURCE`] if the mapping can never be executable (a file on a `noexec` mount).
     pub const NEVER_EXECUTABLE: u64 = u64::MAX;

@@ -37,6 +37,16 @@ pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Link>) -> R) -> R {
     f(link.as_deref())
 }
 
+/// A question whose answer is not needed yet.
+#[derive(Clone, Copy, Debug)]
+enum Ahead {
+    None,
+    /// It is the client's turn.
+    Asked,
+    /// `None` if it hung up instead of answering.
+    Answered(Option<u64>),
+}
+
 /// A worker's line to its client's thread.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -45,8 +55,9 @@ pub(crate) struct Link {
     pub(crate) slot: Arc<ThreadSlot>,
     /// When the client was last asked for signals, or the call began.
     asked: Mutex<Instant>,
-    /// Only the worker takes this lock, and only for a moment.
+    /// Only the worker takes this lock and the next, and only for a moment.
     pace: Mutex<Pace>,
+    ahead: Mutex<Ahead>,
     /// The page of the last ENCLU operand that was not there, plus 1; 0 if none. See `calls::fault`.
     pub(crate) missing_operand: AtomicU64,
 }
@@ -62,12 +73,47 @@ impl Link {
     }
 
     /// Asks the client something; `None` if it hung up instead of answering.
-    pub(crate) fn upcall(&self, what: u64, args: [u64; 2]) -> Option<u64> {
+    pub(crate) fn upcall(&self, what: u64, args: [u64; 3]) -> Option<u64> {
         check_none_held::<HostPlatform>("a message to a client");
+        self.await_ahead();
+        self.ask(what, args);
+        self.answer()
+    }
+
+    /// Asks the client something whose answer is not needed yet; see [`answer_ahead`](Self::answer_ahead).
+    pub(crate) fn ask_ahead(&self, what: u64, args: [u64; 3]) {
+        self.await_ahead();
+        self.ask(what, args);
+        *self.ahead.lock() = Ahead::Asked;
+    }
+
+    /// The answer to the last question that was asked ahead; waits for it. `None` if the client hung up.
+    pub(crate) fn answer_ahead(&self) -> Option<u64> {
+        check_none_held::<HostPlatform>("a message to a client");
+        self.await_ahead();
+        match std::mem::replace(&mut *self.ahead.lock(), Ahead::None) {
+            Ahead::Answered(answer) => answer,
+            Ahead::None | Ahead::Asked => None,
+        }
+    }
+
+    /// Makes it the machine's turn again.
+    fn await_ahead(&self) {
+        let ahead = *self.ahead.lock();
+        if matches!(ahead, Ahead::Asked) {
+            *self.ahead.lock() = Ahead::Answered(self.answer());
+        }
+    }
+
+    fn ask(&self, what: u64, args: [u64; 3]) {
         self.host.upcalls.fetch_add(1, Relaxed);
         let mut words = [0; NR_WORDS];
-        words[..3].copy_from_slice(&[what, args[0], args[1]]);
+        words[0] = what;
+        words[1..4].copy_from_slice(&args);
         self.hand_over(&words, turn::UPCALL);
+    }
+
+    fn answer(&self) -> Option<u64> {
         self.wait_for(turn::ANSWER, Wait::Answer).then(|| self.memory().load_words()[1])
     }
 
@@ -83,7 +129,7 @@ impl Link {
             }
             *asked = Instant::now();
         }
-        self.upcall(upcall::SIGNAL_PENDING, [0, 0]).is_none_or(|pending| pending != 0)
+        self.upcall(upcall::SIGNAL_PENDING, [0; 3]).is_none_or(|pending| pending != 0)
     }
 
     /// Gives the turn to the client's thread.
@@ -128,6 +174,7 @@ impl Link {
                 self.client.close();
                 break;
             };
+            self.await_ahead();
             self.count_as_reentered();
             self.hand_over(&reply, turn::REPLY);
         }
@@ -150,6 +197,7 @@ pub(crate) fn start(host: &Arc<Host>, client: &Arc<Client>, slot: &Arc<ThreadSlo
         slot: Arc::clone(slot),
         asked: Mutex::new(Instant::now()),
         pace: Mutex::new(Pace::new(&host.crowd)),
+        ahead: Mutex::new(Ahead::None),
         missing_operand: AtomicU64::new(0),
     });
     let name = format!("slot-{}-{}", client.credentials().pid, slot.index());

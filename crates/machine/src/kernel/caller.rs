@@ -2,43 +2,31 @@
 //!
 //! The machine never reads a client's memory itself. Called by the driver without locks.
 
-use std::cell::Cell;
-
 use usgx_driver::{Caller, Efault, SourceError};
-use usgx_isa::{PAGE_SIZE, Page};
+use usgx_isa::Page;
 use usgx_wire::process::DATA_SIZE;
 use usgx_wire::slot::upcall;
 
 use crate::clients::worker::Link;
+use crate::kernel::source::SourcePages;
 
 /// A client's thread that makes an ioctl.
 pub(crate) struct ClientCaller<'a> {
     link: &'a Link,
-    /// Source pages that are in the data area already: first address and number of bytes.
-    fetched: Cell<(u64, u64)>,
+    source: SourcePages,
 }
 
 impl<'a> ClientCaller<'a> {
     pub(crate) fn new(link: &'a Link) -> Self {
-        Self { link, fetched: Cell::new((0, 0)) }
+        Self { link, source: SourcePages::default() }
     }
 
     /// Has the client copy up to a data area's worth of its memory there; returns how much it did.
     fn fetch(&self, addr: u64, length: u64) -> u64 {
-        self.fetched.set((0, 0));
+        self.source.forget();
         let length = length.min(DATA_SIZE as u64);
         // What it says is clamped: it may say anything.
-        self.link.upcall(upcall::READ, [addr, length]).unwrap_or(0).min(length)
-    }
-
-    /// The same for pages that are to go into an enclave.
-    fn fetch_source(&self, addr: u64, length: u64) -> Result<u64, SourceError> {
-        self.fetched.set((0, 0));
-        let length = length.min(DATA_SIZE as u64);
-        match self.link.upcall(upcall::SOURCE, [addr, length]) {
-            Some(upcall::NEVER_EXECUTABLE) => Err(SourceError::Access),
-            got => Ok(got.unwrap_or(0).min(length)),
-        }
+        self.link.upcall(upcall::READ, [addr, length, 0]).unwrap_or(0).min(length)
     }
 }
 
@@ -57,12 +45,12 @@ impl Caller for ClientCaller<'_> {
     }
 
     fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), Efault> {
-        self.fetched.set((0, 0));
+        self.source.forget();
         let mut addr = addr;
         for chunk in bytes.chunks(DATA_SIZE) {
             let length = chunk.len() as u64;
             self.link.memory().write_data(chunk);
-            if self.link.upcall(upcall::WRITE, [addr, length]).is_none_or(|written| written < length) {
+            if self.link.upcall(upcall::WRITE, [addr, length, 0]).is_none_or(|written| written < length) {
                 return Err(Efault);
             }
             addr = addr.wrapping_add(length);
@@ -71,21 +59,7 @@ impl Caller for ClientCaller<'_> {
     }
 
     fn source_page(&self, addr: u64, remaining: u64, out: &mut Page) -> Result<(), SourceError> {
-        let page = PAGE_SIZE as u64;
-        let at = |(start, length): (u64, u64)| {
-            addr.checked_sub(start).filter(|offset| offset.checked_add(page).is_some_and(|end| end <= length))
-        };
-        let offset = match at(self.fetched.get()) {
-            Some(offset) => offset,
-            None => {
-                let got = self.fetch_source(addr, remaining.max(page))?;
-                self.fetched.set((addr, got));
-                at((addr, got)).ok_or(SourceError::Fault)?
-            }
-        };
-        // Within the data area: `fetch` returns no more than its size.
-        self.link.memory().read_data(offset as usize, &mut out.0);
-        Ok(())
+        self.source.read(self.link, addr, remaining, out)
     }
 
     fn signal_pending(&self) -> bool {
@@ -95,7 +69,7 @@ impl Caller for ClientCaller<'_> {
     fn is_provision_fd(&self, fd: i32) -> bool {
         let Ok(fd) = u64::try_from(fd) else { return false };
         self.link
-            .upcall(upcall::SOCKET_INODE, [fd, 0])
+            .upcall(upcall::SOCKET_INODE, [fd, 0, 0])
             .is_some_and(|inode| inode != 0 && self.link.host.provision.lock().contains(&inode))
     }
 }

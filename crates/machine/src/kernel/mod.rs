@@ -4,5 +4,6 @@ pub(crate) mod caller;
 pub(crate) mod ksgxd;
 pub(crate) mod platform;
 pub(crate) mod slab;
+pub(crate) mod source;
 pub(crate) mod store;
 pub(crate) mod swap_file;

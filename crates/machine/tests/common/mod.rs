@@ -298,9 +298,9 @@ impl TestThread {
                     return Some(std::array::from_fn(|i| region.word64(self.at() + 8 + i * 8).load(Relaxed)));
                 }
                 turn::UPCALL => {
-                    let [what, addr, length] =
-                        [0, 1, 2].map(|i| region.word64(self.at() + 8 + i * 8).load(Relaxed));
-                    let answer = self.serve(what, addr, length as usize);
+                    let [what, addr, length, offset] =
+                        [0, 1, 2, 3].map(|i| region.word64(self.at() + 8 + i * 8).load(Relaxed));
+                    let answer = self.serve(what, addr, length as usize, offset as usize);
                     region.word64(self.at() + 16).store(answer, Relaxed);
                     self.pass(turn::ANSWER);
                 }
@@ -324,13 +324,14 @@ impl TestThread {
         }
     }
 
-    fn serve(&mut self, what: u64, addr: u64, length: usize) -> u64 {
+    fn serve(&mut self, what: u64, addr: u64, length: usize, offset: usize) -> u64 {
         let data = DATA_OFFSET + self.index * DATA_SIZE;
-        let length = length.min(DATA_SIZE);
+        let offset = offset.min(DATA_SIZE);
+        let length = length.min(DATA_SIZE - offset);
         match what {
             upcall::READ | upcall::SOURCE => {
                 let bytes = self.get(addr, length).unwrap_or_default();
-                self.client.region().write(data, &bytes);
+                self.client.region().write(data + offset, &bytes);
                 bytes.len() as u64
             }
             upcall::WRITE => {
