@@ -16,9 +16,9 @@ use usgx_machine::client::{Request, Response, control};
 use crate::guest::image::{Image, PAGE_SIZE};
 
 /// How long a machine has to start.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(60);
 /// How long a machine has for something that it does in the background.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the product's binary is.
 pub(crate) fn binary() -> Result<PathBuf> {
