@@ -1,4 +1,4 @@
-//! Talking to a machine that runs elsewhere: `usgx machine status` and `stop`, `usgx stats`, `events` and `top`.
+//! Talking to a machine that runs elsewhere: `usgx machine status`, `shrink`, `poison` and `stop`, `usgx stats`, `events` and `top`.
 //!
 //! The same socket that programs come in by; a first message that is JSON is one of these.
 
@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use usgx_driver::Poisoned;
 use usgx_sys::socket;
 
 use crate::error::MachineError;
@@ -26,6 +27,11 @@ pub enum Request {
     Events,
     /// Evict all that can be evicted. Only for the machine's own user, and root.
     Shrink,
+    /// Take it that this EPC page is broken, as after a machine check. Only for the machine's own user, and root.
+    Poison {
+        /// The page's number, over all sections.
+        page: u32,
+    },
     /// Stop, now; the programs' enclaves are lost. Only for the machine's own user, and root.
     Stop,
 }
@@ -52,6 +58,11 @@ pub enum Response {
         /// EPC pages that became free.
         pages: u64,
     },
+    /// It has taken note that a page is broken.
+    Poisoned {
+        /// What became of the page.
+        fate: Fate,
+    },
     /// It stops.
     Stopping,
     /// It does not do that for this user.
@@ -59,6 +70,28 @@ pub enum Response {
         /// Why.
         reason: String,
     },
+}
+
+/// What became of an EPC page that was reported as broken.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It was nobody's and will never be anybody's.
+    Retired,
+    /// Somebody has it; it is no longer evicted, and will be retired when it is given back.
+    InUse,
+    /// It was reported before.
+    Known,
+}
+
+impl From<Poisoned> for Fate {
+    fn from(poisoned: Poisoned) -> Self {
+        match poisoned {
+            Poisoned::Retired => Self::Retired,
+            Poisoned::InUse => Self::InUse,
+            Poisoned::Known => Self::Known,
+        }
+    }
 }
 
 /// Sends a request to the machine that listens at `path`, and waits for the response.
@@ -120,7 +153,7 @@ pub fn events(
     Ok(conversation.map(move |response| match response? {
         Response::Events { lost, events } => Ok((lost, events)),
         Response::Refused { reason } => Err(MachineError::Refused(reason)),
-        Response::Status { .. } | Response::Shrunk { .. } | Response::Stopping => Err(unanswered(&path)),
+        _ => Err(unanswered(&path)),
     }))
 }
 

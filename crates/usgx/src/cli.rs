@@ -213,6 +213,14 @@ pub(crate) enum MachineCommand {
         #[command(flatten)]
         place: Place,
     },
+    /// Break EPC pages, as a machine check reports broken memory: they are never handed out again
+    Poison {
+        #[command(flatten)]
+        place: Place,
+        /// Numbers of pages, from 0 on over all sections
+        #[arg(required = true, value_name = "PAGE")]
+        pages: Vec<u32>,
+    },
     /// Show a machine's EPC and who uses it
     Status {
         #[command(flatten)]

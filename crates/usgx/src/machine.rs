@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use usgx_machine::client::{self, Request, Response};
+use usgx_machine::client::{self, Fate, Request, Response};
 use usgx_machine::{EventRecord, Machine, MachineError, StatsSnapshot};
 use usgx_sys::attendant::{self, Inherited, Role};
 use usgx_sys::probe;
@@ -128,8 +128,18 @@ fn open(config: Config, service: &Service) -> Result<Machine> {
     Ok(machine)
 }
 
-fn ask(socket: &Path, request: Request) -> Result<Response> {
-    client::control(socket, request).map_err(|error| anyhow!("{error}; 'usgx machine start' starts one"))
+/// Asks a machine; `what` it does not do if it refuses.
+fn ask(socket: &Path, request: Request, what: &str) -> Result<Response> {
+    match client::control(socket, request) {
+        Ok(Response::Refused { reason }) => bail!("the machine does not {what}: {reason}"),
+        Ok(response) => Ok(response),
+        Err(error) => bail!("{error}; 'usgx machine start' starts one"),
+    }
+}
+
+/// The machine has not answered what it was asked.
+fn misunderstood(socket: &Path) -> anyhow::Error {
+    anyhow!("the machine at {} answers something else", socket.display())
 }
 
 /// Stops a machine.
@@ -138,13 +148,8 @@ fn ask(socket: &Path, request: Request) -> Result<Response> {
 ///
 /// If none answers, or it does not stop for this user.
 pub(crate) fn stop(socket: &Path) -> Result<ExitCode> {
-    match ask(socket, Request::Stop)? {
-        Response::Stopping => Ok(ExitCode::SUCCESS),
-        Response::Refused { reason } => bail!("the machine does not stop: {reason}"),
-        Response::Status { .. } | Response::Events { .. } | Response::Shrunk { .. } => {
-            bail!("the machine at {} answers something else", socket.display())
-        }
-    }
+    let Response::Stopping = ask(socket, Request::Stop, "stop")? else { return Err(misunderstood(socket)) };
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Has a machine evict all that it can.
@@ -153,11 +158,27 @@ pub(crate) fn stop(socket: &Path) -> Result<ExitCode> {
 ///
 /// If none answers, or it does not do that for this user.
 pub(crate) fn shrink(socket: &Path) -> Result<ExitCode> {
-    match ask(socket, Request::Shrink)? {
-        Response::Shrunk { pages } => println!("{} of EPC became free", Size(pages * PAGE_SIZE)),
-        Response::Refused { reason } => bail!("the machine does not shrink: {reason}"),
-        Response::Status { .. } | Response::Stopping | Response::Events { .. } => {
-            bail!("the machine at {} answers something else", socket.display())
+    let Response::Shrunk { pages } = ask(socket, Request::Shrink, "shrink")? else {
+        return Err(misunderstood(socket));
+    };
+    println!("{} of EPC became free", Size(pages * PAGE_SIZE));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reports machine checks on EPC pages to a machine.
+///
+/// # Errors
+///
+/// If none answers, it does not take reports of this user, or it has no such page.
+pub(crate) fn poison(socket: &Path, pages: &[u32]) -> Result<ExitCode> {
+    for page in pages.iter().copied() {
+        let Response::Poisoned { fate } = ask(socket, Request::Poison { page }, "poison")? else {
+            return Err(misunderstood(socket));
+        };
+        match fate {
+            Fate::Retired => println!("page {page} was free and is retired"),
+            Fate::InUse => println!("page {page} is in use; it will be retired when it is given back"),
+            Fate::Known => println!("page {page} was broken before"),
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -169,13 +190,10 @@ pub(crate) fn shrink(socket: &Path) -> Result<ExitCode> {
 ///
 /// If none answers.
 pub(crate) fn snapshot(socket: &Path) -> Result<StatsSnapshot> {
-    match ask(socket, Request::Status)? {
-        Response::Status { stats } => Ok(*stats),
-        Response::Refused { reason } => bail!("the machine does not tell: {reason}"),
-        Response::Stopping | Response::Events { .. } | Response::Shrunk { .. } => {
-            bail!("the machine at {} answers something else", socket.display())
-        }
-    }
+    let Response::Status { stats } = ask(socket, Request::Status, "tell")? else {
+        return Err(misunderstood(socket));
+    };
+    Ok(*stats)
 }
 
 /// Listens to what happens in a machine.

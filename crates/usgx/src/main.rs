@@ -80,6 +80,7 @@ fn dispatch(command: Command, inherited: Inherited) -> Result<ExitCode> {
         }
         Command::Machine(MachineCommand::Stop { place }) => machine::stop(&socket(place)?),
         Command::Machine(MachineCommand::Shrink { place }) => machine::shrink(&socket(place)?),
+        Command::Machine(MachineCommand::Poison { place, pages }) => machine::poison(&socket(place)?, &pages),
         Command::Machine(MachineCommand::Status { place, json }) => machine::status(&socket(place)?, json),
         Command::Stats { target, json, interval } => sight::stats::show(&machine_of(target)?, json, interval),
         Command::Top { target, interval } => sight::top::run(&machine_of(target)?, interval),

@@ -3,10 +3,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use usgx_isa::EpcPage;
 use usgx_sys::{process, socket};
 
 use super::stream;
-use crate::client::{MAX_MESSAGE, Request, Response};
+use crate::client::{Fate, MAX_MESSAGE, Request, Response};
 use crate::clients::Client;
 use crate::stats::StatsSnapshot;
 use crate::system::Host;
@@ -61,6 +62,14 @@ pub(crate) fn serve(host: &Arc<Host>, door: &OwnedFd, bytes: &[u8], clients: Vec
             }
             Wish::Nothing
         }
+        Request::Poison { page } => {
+            let response = match may_rule(door, "break pages of").and_then(|()| poison(host, page)) {
+                Ok(fate) => Response::Poisoned { fate },
+                Err(reason) => Response::Refused { reason },
+            };
+            answer(door, response);
+            Wish::Nothing
+        }
         Request::Stop => match may_rule(door, "stop") {
             Ok(()) => {
                 answer(door, Response::Stopping);
@@ -83,6 +92,18 @@ fn shrink(host: &Arc<Host>, door: OwnedFd) {
     if let Err(error) = started {
         tracing::warn!(%error, "cannot shrink");
     }
+}
+
+/// Takes it that a page is broken; why not.
+fn poison(host: &Host, page: u32) -> Result<Fate, String> {
+    let fate = host.driver.memory_failure(EpcPage(page)).map_err(|_| {
+        format!(
+            "there is no EPC page {page}: the last is {}",
+            host.driver.stats().total_pages.saturating_sub(1)
+        )
+    })?;
+    tracing::warn!(page, ?fate, "an EPC page is broken");
+    Ok(fate.into())
 }
 
 /// Whether whoever is behind `door` may do to the machine what its own user may; why not.

@@ -27,17 +27,19 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     ]
 }
 
-/// Another user can use a machine that is open to all, and neither shrinks nor stops it.
+/// Another user can use a machine that is open to all, and neither shrinks nor breaks nor stops it.
 fn others(stage: &Stage, user: User) -> Result<Verdict> {
     if user != User::Root {
         return Ok(Verdict::Skipped("needs two users: run as root".to_owned()));
     }
     let machine = Machine::start(stage, user, "others", "1M", &[])?;
-    for wish in ["shrink", "stop"] {
+    for (wish, what) in
+        [(&["shrink"][..], "shrink"), (&["stop"], "stop"), (&["poison", "1"], "break pages of")]
+    {
         let outcome = machine.ask(stage, User::Ordinary, wish)?;
         let told =
-            outcome.errors().contains(&format!("only root and the user with ID 0 may {wish} this machine"));
-        ensure!(outcome.end().0 != Some(0) && told, "{wish}: {}", outcome.describe());
+            outcome.errors().contains(&format!("only root and the user with ID 0 may {what} this machine"));
+        ensure!(outcome.end().0 != Some(0) && told, "{wish:?}: {}", outcome.describe());
     }
     machine.is_empty(stage)?;
     Ok(Verdict::Passed)
@@ -53,7 +55,7 @@ fn thousand(stage: &Stage, user: User) -> Result<Verdict> {
     for program in &mut programs {
         program.wait_for("holding\n", LONG)?;
     }
-    let outcome = machine.ask(stage, user, "shrink")?;
+    let outcome = machine.ask(stage, user, &["shrink"])?;
     ensure!(outcome.end() == (Some(0), None), "shrink: {}", outcome.describe());
     let status = machine.status(stage)?;
     ensure!(number(&status, "enclaves") == PROGRAMS * ENCLAVES, "not all are alive: {status}");

@@ -9,6 +9,7 @@ mod judges;
 mod keys;
 mod machine;
 mod notify;
+mod poison;
 mod selftests;
 mod shared;
 mod swap;
@@ -51,6 +52,7 @@ pub(crate) fn all(stage: &Arc<Stage>) -> Vec<Trial> {
         machine::trials(stage),
         idle::trials(stage),
         notify::trials(stage),
+        poison::trials(stage),
         swap::trials(stage),
         trouble::trials(stage),
     ]

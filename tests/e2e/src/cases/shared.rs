@@ -73,9 +73,10 @@ impl Machine {
     }
 
     /// `usgx machine WISH`, such as `shrink`, of a user.
-    pub(super) fn ask(&self, stage: &Stage, user: User, wish: &str) -> Result<Outcome> {
+    pub(super) fn ask(&self, stage: &Stage, user: User, wish: &[&str]) -> Result<Outcome> {
         let mut command = stage.command(user, stage.usgx());
-        process::run(command.args(["machine", wish, "--socket"]).arg(&self.socket), b"", LONG)
+        command.arg("machine").args(wish).arg("--socket").arg(&self.socket);
+        process::run(&mut command, b"", LONG)
     }
 
     /// Waits until the status is as it should be.
