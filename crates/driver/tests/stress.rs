@@ -6,7 +6,8 @@ use std::thread;
 use usgx_testkit::{Image, Rng, System, Touch};
 
 const EPC_PAGES: u32 = 96;
-const PAGES: u64 = 60;
+/// More than the EPC has: every enclave is paged, also where the threads happen to run one after the other.
+const PAGES: u64 = 100;
 
 fn base(number: u64) -> u64 {
     0x7000_0000_0000 + (number << 32)

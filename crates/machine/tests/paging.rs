@@ -5,7 +5,10 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Random, TestClient, assert_empty, door, fresh_base, machine, settled, skip, wait_for};
+use common::{
+    Random, TestClient, TestEnclave, TestThread, assert_empty, door, fresh_base, machine, settled, skip,
+    wait_for,
+};
 use usgx_testkit::Image;
 
 /// What page `index` holds after its `version`-th write.
@@ -17,8 +20,8 @@ fn pattern(index: u64, version: u64) -> [u8; 4096] {
     page
 }
 
-/// Writes and checks the pages of an enclave at random.
-fn churn(client: &Arc<TestClient>, image: &Image, seed: u64, rounds: u64) {
+/// Writes and checks the pages of an enclave at random; returns it, for who wants it to live on.
+fn churn(client: &Arc<TestClient>, image: &Image, seed: u64, rounds: u64) -> (TestThread, TestEnclave) {
     let mut thread = client.thread();
     let enclave = thread.build(image, false);
     let count = image.pages.len() as u64 - 1;
@@ -41,6 +44,7 @@ fn churn(client: &Arc<TestClient>, image: &Image, seed: u64, rounds: u64) {
             }
         }
     }
+    (thread, enclave)
 }
 
 #[test]
@@ -117,17 +121,21 @@ fn several_clients_share_a_small_epc() {
     }
     let machine = machine(256);
     let door = door(&machine);
-    std::thread::scope(|scope| {
-        for seed in 0..4 {
+    let enclaves: Vec<_> = std::thread::scope(|scope| {
+        let work = |seed| {
             let door = &door;
-            scope.spawn(move || {
+            move || {
                 let client = TestClient::connect(door, [0; 2]);
-                churn(&client, &Image::data(fresh_base(), 150), seed, 100);
-            });
-        }
+                churn(&client, &Image::data(fresh_base(), 150), seed, 100)
+            }
+        };
+        let clients = [0, 1, 2, 3].map(|seed| scope.spawn(work(seed)));
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
+    // Each lives until the last one is through: one after the other they would all fit.
     let stats = machine.stats();
     assert!(stats.evictions > 100, "it was paged: {stats:#?}");
+    drop(enclaves);
     assert_empty(&machine);
 }
 
