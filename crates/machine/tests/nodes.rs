@@ -36,14 +36,14 @@ fn the_near_node_comes_first_and_then_the_next() {
     let first = thread.build(&Image::data(fresh_base(), 40), true);
     let stats = machine.stats();
     let [home, away] = home_first(&stats.nodes);
-    assert_eq!((home.sgx_total_bytes, away.sgx_total_bytes), (64 * 4096, 64 * 4096));
-    assert_eq!((home.hits, home.foreign, home.usgx_free_bytes), (43, 0, 21 * 4096));
-    assert_eq!((away.hits, away.misses, away.usgx_free_bytes), (0, 0, 64 * 4096));
+    assert_eq!((home.sgx_total_bytes, away.sgx_total_bytes), (64 * 4096, 64 * 4096), "{:#?}", stats.nodes);
+    assert_eq!((home.hits, home.foreign, home.usgx_free_bytes), (43, 0, 21 * 4096), "{:#?}", stats.nodes);
+    assert_eq!((away.hits, away.misses, away.usgx_free_bytes), (0, 0, 64 * 4096), "{:#?}", stats.nodes);
     let second = thread.build(&Image::data(fresh_base(), 40), true);
     let stats = machine.stats();
     let [home, away] = home_first(&stats.nodes);
-    assert_eq!((home.hits, home.foreign, home.usgx_free_bytes), (64, 22, 0));
-    assert_eq!((away.hits, away.misses, away.usgx_free_bytes), (0, 22, 42 * 4096));
+    assert_eq!((home.hits, home.foreign, home.usgx_free_bytes), (64, 22, 0), "{:#?}", stats.nodes);
+    assert_eq!((away.hits, away.misses, away.usgx_free_bytes), (0, 22, 42 * 4096), "{:#?}", stats.nodes);
     // More than both have: pages are evicted from both, and come back to either. What is read is right, wherever it is.
     let third = thread.build(&Image::data(fresh_base(), 80), true);
     let mut page = [0; 4096];

@@ -87,8 +87,8 @@ fn a_killed_client_gives_everything_back() {
     let door = door(&machine);
     let mut victims: Vec<Child> = (0..2).map(|_| spawn("victim", &[&door], &[])).collect();
     let stats = machine.stats();
-    assert_eq!((stats.enclaves, stats.clients.len()), (2, 2));
-    assert_eq!(stats.clients[0].pid, victims[0].id());
+    assert_eq!((stats.enclaves, stats.clients.len()), (2, 2), "{stats:#?}");
+    assert_eq!(stats.clients[0].pid, victims[0].id(), "{stats:#?}");
     assert!(stats.clients.iter().any(|client| client.evicted_pages > 0), "{stats:#?}");
     for victim in &mut victims {
         victim.kill().unwrap();
@@ -177,14 +177,14 @@ fn a_shared_machine_listens_reports_and_stops() {
     let mut thread = client.thread();
     let enclave = thread.build(&Image::data(fresh_base(), 30), true);
     let Response::Status { stats } = control(&path, Request::Status).unwrap() else { panic!("a status") };
-    assert_eq!((stats.enclaves, stats.epc_total_pages, stats.clients.len()), (1, 100, 1));
-    assert_eq!(stats.clients[0].pid, std::process::id());
-    assert_eq!(stats.clients[0].uid, effective_uid());
-    assert_eq!(stats.clients[0].resident_pages, 31);
+    assert_eq!((stats.enclaves, stats.epc_total_pages, stats.clients.len()), (1, 100, 1), "{stats:#?}");
+    assert_eq!(stats.clients[0].pid, std::process::id(), "{stats:#?}");
+    assert_eq!(stats.clients[0].uid, effective_uid(), "{stats:#?}");
+    assert_eq!(stats.clients[0].resident_pages, 31, "{stats:#?}");
     // The pages, the SECS and the VA page; for the last there is a root page now.
     assert_eq!(control(&path, Request::Shrink).unwrap(), Response::Shrunk { pages: 32 });
     let Response::Status { stats } = control(&path, Request::Status).unwrap() else { panic!("a status") };
-    assert_eq!((stats.epc_free_pages, stats.clients[0].resident_pages), (99, 0));
+    assert_eq!((stats.epc_free_pages, stats.clients[0].resident_pages), (99, 0), "{stats:#?}");
     assert_eq!(control(&path, Request::Stop).unwrap(), Response::Stopping);
     machine.run_until_stopped();
     machine.run_until_idle();

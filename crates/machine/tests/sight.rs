@@ -49,30 +49,37 @@ fn the_numbers_of_a_known_workload_add_up() {
     // Every page is somewhere.
     let [enclave] = &stats.enclave_list[..] else { panic!("one enclave: {stats:#?}") };
     assert_eq!((enclave.pages, enclave.initialized), (302, true), "with the SECS");
-    assert_eq!(enclave.evicted_pages, stats.evictions - stats.loads);
-    assert_eq!(stats.usgx_swapped_bytes, enclave.evicted_pages * 4096);
+    assert_eq!(enclave.evicted_pages, stats.evictions - stats.loads, "{stats:#?}");
+    assert_eq!(stats.usgx_swapped_bytes, enclave.evicted_pages * 4096, "{stats:#?}");
     let roots = stats.va_pages - enclave.va_resident_pages;
-    assert_eq!(stats.epc_total_pages - stats.epc_free_pages, enclave.epc_pages + roots);
-    assert!(stats.mapped_pages <= enclave.resident_pages);
+    assert_eq!(stats.epc_total_pages - stats.epc_free_pages, enclave.epc_pages + roots, "{stats:#?}");
+    assert!(stats.mapped_pages <= enclave.resident_pages, "{stats:#?}");
     // The machine's, the user's, the client's and the enclave's counters are the same ones.
-    assert_eq!((stats.users.len(), stats.users[0].counters), (1, stats.counters));
-    assert_eq!((stats.clients.len(), stats.clients[0].opened), (1, stats.counters));
-    assert_eq!(enclave.counters, stats.counters);
+    assert_eq!((stats.users.len(), stats.users[0].counters), (1, stats.counters), "{stats:#?}");
+    assert_eq!((stats.clients.len(), stats.clients[0].opened), (1, stats.counters), "{stats:#?}");
+    assert_eq!(enclave.counters, stats.counters, "{stats:#?}");
     assert_eq!(enclave.pid, std::process::id());
     // Ways in and out.
     let counters = stats.counters;
     let ways = counters.evictions_at_once + counters.evictions_after_etrack + counters.evictions_after_kick;
-    assert_eq!(counters.evictions, ways);
+    assert_eq!(counters.evictions, ways, "{stats:#?}");
     let ends = counters.remaps + counters.fault_loads + counters.retries + counters.fault_failures;
-    assert_eq!(counters.epc_faults, ends + counters.fault_augments);
+    assert_eq!(counters.epc_faults, ends + counters.fault_augments, "{stats:#?}");
     let found = stats.pages_young + stats.pages_refused + stats.pages_needed + stats.pages_kept;
-    assert_eq!(stats.pages_scanned, found + stats.pages_reclaimed);
+    assert_eq!(stats.pages_scanned, found + stats.pages_reclaimed, "{stats:#?}");
     // What is timed is what is counted.
-    assert_eq!(stats.latencies.reclaim.count(), stats.reclaim_scans);
-    assert!(stats.latencies.fault.count() > 0 && stats.latencies.fault.count() <= counters.epc_faults);
-    assert_eq!(stats.latencies.kick.count(), counters.kicks);
+    assert_eq!(stats.latencies.reclaim.count(), stats.reclaim_scans, "{stats:#?}");
+    assert!(
+        stats.latencies.fault.count() > 0 && stats.latencies.fault.count() <= counters.epc_faults,
+        "{stats:#?}"
+    );
+    assert_eq!(stats.latencies.kick.count(), counters.kicks, "{stats:#?}");
     let node = &stats.nodes[0];
-    assert_eq!((node.sgx_total_bytes, node.usgx_free_bytes), (160 * 4096, stats.epc_free_pages * 4096));
+    assert_eq!(
+        (node.sgx_total_bytes, node.usgx_free_bytes),
+        (160 * 4096, stats.epc_free_pages * 4096),
+        "{stats:#?}"
+    );
     // The enclave ends, and its counters stay with its user: the last thing that becomes of it.
     assert_empty(&machine);
     let after = wait_for(&machine, "it is one of the past", |stats| stats.users[0].past_enclaves == 1);
@@ -133,20 +140,20 @@ fn events_come_in_order_and_agree_with_the_counters() {
     assert!(events.windows(2).all(|pair| pair[0].time_us <= pair[1].time_us), "times ascend");
     let count = |name: &str| events.iter().filter(|event| event.event == name).count() as u64;
     let after = machine.stats();
-    assert_eq!(count("sgx:sgx_epc_load"), after.loads);
+    assert_eq!(count("sgx:sgx_epc_load"), after.loads, "{after:#?}");
     let evicted = ["", "_tracked", "_kicked"].map(|way| count(&format!("sgx:sgx_epc_evict{way}")));
-    assert_eq!(evicted.iter().sum::<u64>(), after.evictions);
-    assert_eq!(count("sgx:sgx_epc_add"), after.pages_added);
-    assert_eq!(count("sgx:sgx_etrack"), after.etracks);
-    assert_eq!(count("sgx:sgx_reclaim_begin"), after.reclaim_scans);
-    assert_eq!(count("sgx:sgx_reclaim_end"), after.reclaim_scans);
+    assert_eq!(evicted.iter().sum::<u64>(), after.evictions, "{after:#?}");
+    assert_eq!(count("sgx:sgx_epc_add"), after.pages_added, "{after:#?}");
+    assert_eq!(count("sgx:sgx_etrack"), after.etracks, "{after:#?}");
+    assert_eq!(count("sgx:sgx_reclaim_begin"), after.reclaim_scans, "{after:#?}");
+    assert_eq!(count("sgx:sgx_reclaim_end"), after.reclaim_scans, "{after:#?}");
     // An enclave's life.
     let place = |name: &str| events.iter().position(|event| event.event == name).unwrap();
     let life = ["open", "create", "init", "destroy"].map(|phase| place(&format!("sgx:sgx_enclave_{phase}")));
     assert!(life.is_sorted(), "{life:?}");
     assert_eq!(events[life[1]].pid, std::process::id());
     let end = &events[life[3]];
-    assert_eq!(end.args["evictions"], after.evictions);
+    assert_eq!(end.args["evictions"], after.evictions, "{after:#?}");
 }
 
 #[test]
@@ -276,8 +283,8 @@ fn metrics_are_what_prometheus_reads() {
     assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
     let (types, samples) = parse(body);
     assert_eq!(types["usgx_fault_seconds"], "histogram");
-    assert_eq!(samples["usgx_epc_evictions_total"], stats.evictions as f64);
-    assert_eq!(samples["usgx_epc_loads_total"], stats.loads as f64);
+    assert_eq!(samples["usgx_epc_evictions_total"], stats.evictions as f64, "{stats:#?}");
+    assert_eq!(samples["usgx_epc_loads_total"], stats.loads as f64, "{stats:#?}");
     let states = ["free", "enclave", "va", "leaked", "other"];
     let pages = states.map(|state| samples[&format!("usgx_epc_pages{{state=\"{state}\"}}")]);
     assert_eq!(pages.iter().sum::<f64>(), 160.0);
@@ -285,9 +292,13 @@ fn metrics_are_what_prometheus_reads() {
     let bucket = |le: &str| samples[&format!("usgx_fault_seconds_bucket{{le=\"{le}\"}}")];
     assert!(bucket("0.000001") <= bucket("0.001024") && bucket("0.001024") <= bucket("+Inf"));
     assert_eq!(bucket("+Inf"), samples["usgx_fault_seconds_count"]);
-    assert_eq!(bucket("+Inf"), stats.latencies.fault.count() as f64);
+    assert_eq!(bucket("+Inf"), stats.latencies.fault.count() as f64, "{stats:#?}");
     let uid = stats.users[0].uid;
-    assert_eq!(samples[&format!("usgx_user_epc_faults_total{{uid=\"{uid}\"}}")], stats.epc_faults as f64);
+    assert_eq!(
+        samples[&format!("usgx_user_epc_faults_total{{uid=\"{uid}\"}}")],
+        stats.epc_faults as f64,
+        "{stats:#?}"
+    );
 }
 
 #[test]
