@@ -66,13 +66,13 @@ fn shrink(pages: usize, way: Way) -> Result<Activity> {
     }))
 }
 
-/// What each page takes at least. To grow one by one: an EACCEPT that finds no page, its fault, and the EACCEPT again;
-/// in batches the page is there. To shrink: an EACCEPT, and one by one two ioctls, whose argument the machine asks for
+/// What each page takes at least. To grow one by one: an EACCEPT that finds no page, its fault, and the EACCEPT again, all
+/// for one intercepted instruction; in batches the page is there. To shrink: an EACCEPT, and one by one two ioctls, whose argument the machine asks for
 /// and gives back.
 fn least(grows: bool, way: Way) -> PerPage {
     let (traps, round_trips) = match (grows, way) {
         (_, Way::Batched) => (1, 1),
-        (true, Way::OneByOne) => (2, 3),
+        (true, Way::OneByOne) => (1, 3),
         (false, Way::OneByOne) => (3, 7),
     };
     PerPage { traps, round_trips }

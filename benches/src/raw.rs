@@ -369,11 +369,17 @@ impl View {
         let content = Box::new([0x5a; PAGE_SIZE]);
         for page in 0..self.0.pages {
             self.copy_in(page, &content)?;
-            let word = ptr::with_exposed_provenance::<u64>(self.0.start + page * PAGE_SIZE);
-            // SAFETY: within the mapping, by the invariant, and the page is there.
-            unsafe { word.read_volatile() };
+            self.touch(page);
         }
         Ok(())
+    }
+
+    /// Reads from a page. If it is not there, the process ends by SIGBUS or its handler brings the page.
+    pub(crate) fn touch(&self, page: usize) {
+        assert!(page < self.0.pages, "there is no such page");
+        let word = ptr::with_exposed_provenance::<u64>(self.0.start + page * PAGE_SIZE);
+        // SAFETY: within the mapping, by the invariant; nobody holds a reference to it.
+        unsafe { word.read_volatile() };
     }
 }
 

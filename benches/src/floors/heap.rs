@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::floors::raw::{FaultingMemory, Partner};
+use crate::floors::raw::{Partner, asked};
 use crate::measure::Activity;
-use crate::raw::{ForeignView, IllegalInstruction, PAGE_SIZE};
+use crate::raw::{ForeignView, IllegalInstruction, PAGE_SIZE, View};
 
 /// Pages in turn.
 const PAGES: usize = 256;
@@ -15,22 +15,32 @@ const PAGES: usize = 256;
 /// What one page takes at least, beside mapping or unmapping it.
 #[derive(Clone, Copy)]
 pub(crate) struct PerPage {
-    /// Instructions that are intercepted: ENCLU, a faulting access, an ioctl.
+    /// Instructions that are intercepted: ENCLU, an ioctl.
     pub(crate) traps: u32,
     /// Questions to the machine, and the machine's own to the program.
     pub(crate) round_trips: u32,
 }
 
-/// `count` pages come: each is asked for at a fault, and mapped. That is a trap and a round trip of those that each
-/// page takes.
+/// `count` pages come, each by the answer to a question, which is one of the round trips, and are used.
 pub(crate) fn grow(count: usize, each: PerPage) -> Result<Activity> {
-    let memory = FaultingMemory::new(PAGES, || [0; PAGE_SIZE])?;
-    let more = Overhead::new(PerPage { traps: each.traps - 1, round_trips: each.round_trips - 1 })?;
+    let view = View::new(PAGES)?;
+    let theirs = view.try_clone()?;
+    let machine = Partner::start(move |words| {
+        // If this is refused, whoever uses the page ends by SIGBUS.
+        let _ = theirs.copy_in(asked(words) as usize, &[0; PAGE_SIZE]);
+    })?;
+    let more = Overhead::new(PerPage { round_trips: each.round_trips - 1, ..each })?;
     Ok(Box::new(move |times| {
         let (mut left, mut time) = (times as usize * count, Duration::ZERO);
         while left > 0 {
             let batch = left.min(PAGES);
-            time += memory.touch(batch)? + more.of(batch);
+            let start = Instant::now();
+            for page in 0..batch {
+                machine.ask(page as u64);
+                view.touch(page);
+            }
+            time += start.elapsed() + more.of(batch);
+            view.punch(0, batch)?;
             left -= batch;
         }
         Ok(time)

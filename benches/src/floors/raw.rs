@@ -130,7 +130,12 @@ impl Partner {
 
     /// Asks and waits for the answer.
     pub(crate) fn round_trip(&self) {
-        self.line.call(&[0; NR_WORDS]);
+        self.ask(0);
+    }
+
+    /// Asks for something that has a number, and waits for the answer.
+    pub(crate) fn ask(&self, number: u64) {
+        self.line.call(&asking(number));
     }
 }
 
@@ -138,6 +143,18 @@ impl Drop for Partner {
     fn drop(&mut self) {
         self.line.close();
     }
+}
+
+/// The words of a question for something that has a number.
+fn asking(number: u64) -> [u64; NR_WORDS] {
+    let mut words = [0; NR_WORDS];
+    words[2] = number;
+    words
+}
+
+/// What a question is for.
+pub(crate) fn asked(words: &[u64; NR_WORDS]) -> u64 {
+    words[2]
 }
 
 /// The slot that the handler of SIGBUS asks.
@@ -160,7 +177,7 @@ impl FaultingMemory {
         let theirs = view.try_clone()?;
         let start = theirs.start();
         let partner = Partner::start(move |words| {
-            let index = (words[2] as usize - start) / PAGE_SIZE;
+            let index = (asked(words) as usize - start) / PAGE_SIZE;
             // A refusal shows at the other side: the fault comes again, for ever.
             let _ = theirs.copy_in(index, &page());
         })?;
@@ -174,9 +191,7 @@ impl FaultingMemory {
         let before = REPAIRED.load(Relaxed);
         let start = std::time::Instant::now();
         for index in 0..count {
-            let address = (self.view.start() + index * PAGE_SIZE) as *const u64;
-            // SAFETY: within the mapping; the fault is repaired by the handler.
-            unsafe { address.read_volatile() };
+            self.view.touch(index);
         }
         let time = start.elapsed();
         let repaired = REPAIRED.load(Relaxed) - before;
@@ -191,8 +206,6 @@ extern "C" fn ask(_signal: i32, info: *mut libc::siginfo_t, _context: *mut libc:
     let slot = unsafe { &*ASKED.load(SeqCst) };
     // SAFETY: the kernel's information on a SIGBUS has an address.
     let address = unsafe { (*info).si_addr() } as u64;
-    let mut words = [0; NR_WORDS];
-    words[2] = address & !(PAGE_SIZE as u64 - 1);
-    Line(slot).call(&words);
+    Line(slot).call(&asking(address & !(PAGE_SIZE as u64 - 1)));
     REPAIRED.fetch_add(1, Relaxed);
 }
