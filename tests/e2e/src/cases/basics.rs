@@ -12,7 +12,7 @@ use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{SHORT, Verdict, expect, trial};
+use super::{SHORT, Test, Verdict, expect, trial};
 use crate::process::{self, Process};
 use crate::stage::{Link, Stage, User};
 
@@ -20,8 +20,6 @@ use crate::stage::{Link, Stage, User};
 const GOODBYE: Duration = Duration::from_secs(3);
 /// How often that is tried: a busy computer makes one of them late, and not all.
 const ATTEMPTS: usize = 10;
-
-type Test = fn(&Stage, User) -> Result<Verdict>;
 
 const TESTS: [(&str, Test); 22] = [
     ("pid is the program's own", pid_is_the_programs_own),

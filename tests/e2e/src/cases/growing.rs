@@ -7,7 +7,7 @@ use anyhow::Result;
 use libtest_mimic::Trial;
 
 use super::shared::Machine;
-use super::{LONG, Verdict, expect, trial};
+use super::{LONG, Test, Verdict, expect, trial};
 use crate::process;
 use crate::stage::{Link, Stage, User};
 
@@ -23,7 +23,6 @@ const FAULTS: [(&[&str], u32); 4] = [
 pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for user in stage.users() {
-        type Test = fn(&Stage, User) -> Result<Verdict>;
         let tests: [(&str, Test); 2] = [
             ("a fault adds as many pages as it is told to", by_run),
             ("so it does in a machine of several programs", by_machine),

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 
-use super::{LONG, Verdict, trial};
+use super::{LONG, Test, Verdict, trial};
 use crate::process;
 use crate::stage::{Link, Stage, User};
 
 pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
-    type Test = fn(&Stage, User) -> Result<Verdict>;
     let tests: [(&str, Test); 3] = [
         ("the example's seal key survives a restart", example_seal_key),
         ("seal keys belong to one enclave, or to one signer", seal_policies),

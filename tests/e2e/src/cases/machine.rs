@@ -12,7 +12,7 @@ use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal};
 
 use super::shared::Machine;
-use super::{LONG, SHORT, Verdict, expect, trial};
+use super::{LONG, SHORT, Test, Verdict, expect, trial};
 use crate::process::{self, Process};
 use crate::stage::{Link, Stage, User};
 
@@ -23,7 +23,6 @@ pub(super) const MOST: &str = "3000";
 const TOO_MANY: &str = "8192";
 
 pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
-    type Test = fn(&Stage, User) -> Result<Verdict>;
     let for_each_user: [(&str, Test); 4] = [
         ("a mapping that is moved can be used when it is back", mapping_moves),
         ("an enclave twice as big as the EPC keeps its contents", twice_the_epc),

@@ -1,12 +1,14 @@
 //! The tests, by what they promise.
 
 mod basics;
+mod debuggers;
 mod devices;
 mod growing;
 mod idle;
 mod invisible;
 mod judges;
 mod keys;
+mod languages;
 mod machine;
 mod notify;
 mod poison;
@@ -23,7 +25,7 @@ use anyhow::{Result, ensure};
 use libtest_mimic::{Completion, Trial};
 
 use crate::process::Outcome;
-use crate::stage::Stage;
+use crate::stage::{Stage, User};
 
 /// For everything that takes milliseconds when all is well. What fails by it hangs: computers may be slow, and busy with
 /// other things for seconds.
@@ -38,6 +40,9 @@ enum Verdict {
     Skipped(String),
 }
 
+/// A test for a user.
+type Test = fn(&Stage, User) -> Result<Verdict>;
+
 /// Every test.
 pub(crate) fn all(stage: &Arc<Stage>) -> Vec<Trial> {
     [
@@ -47,6 +52,8 @@ pub(crate) fn all(stage: &Arc<Stage>) -> Vec<Trial> {
         growing::trials(stage),
         selftests::trials(stage),
         invisible::trials(stage),
+        debuggers::trials(stage),
+        languages::trials(stage),
         judges::trials(stage),
         keys::trials(stage),
         machine::trials(stage),
