@@ -34,7 +34,9 @@ pub fn processor() -> u32 {
     const CPU_AND_NODE: u64 = 0x7b;
     let mut limit = 0_u64;
     // SAFETY: reads a descriptor's limit, or leaves the register alone; touches neither memory nor the stack.
-    unsafe { core::arch::asm!("lsl {}, {}", inout(reg) limit, in(reg) CPU_AND_NODE, options(nomem, nostack)) };
+    unsafe {
+        core::arch::asm!("lsl {}, {}", inout(reg) limit, in(reg) CPU_AND_NODE, options(nomem, nostack))
+    };
     // The node is above.
     limit as u32 & 0xfff
 }

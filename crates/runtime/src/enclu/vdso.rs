@@ -58,6 +58,25 @@ impl Block {
     }
 }
 
+/// Instructions that undo the pushes in front of the call of [`prepare`], but for the flags.
+macro_rules! pop_entry_registers {
+    () => {
+        "pop r11
+         pop r10
+         pop r9
+         pop r8
+         pop rdx
+         pop rsi
+         pop rdi
+         pop r15
+         pop r14
+         pop r13
+         pop r12
+         pop rbx
+         pop rbp"
+    };
+}
+
 /// `int __vdso_sgx_enter_enclave(rdi, rsi, rdx, unsigned int leaf, r8, r9, struct sgx_enclave_run *run)`.
 ///
 /// The vDSO image that programs see jumps here.
@@ -124,19 +143,7 @@ pub unsafe extern "C" fn usgx_vdso_enter() {
         "usgx_vdso_committed:",
         // Not POPFQ: a debugger's TF would become the program's. Nobody relies on the other flags here.
         "lea rsp, [rsp + 8]",
-        "pop r11",
-        "pop r10",
-        "pop r9",
-        "pop r8",
-        "pop rdx",
-        "pop rsi",
-        "pop rdi",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
+        pop_entry_registers!(),
         "mov eax, dword ptr [rax + {cssa}]",
         "lea rcx, [rip + usgx_vdso_after]",
         "lea rsp, [rsp + 8]",
@@ -147,19 +154,7 @@ pub unsafe extern "C" fn usgx_vdso_enter() {
         // Not so: as if nothing had been tried.
         "7:",
         "lea rsp, [rsp + 8]",
-        "pop r11",
-        "pop r10",
-        "pop r9",
-        "pop r8",
-        "pop rdx",
-        "pop rsi",
-        "pop rdi",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
+        pop_entry_registers!(),
         "lea rsp, [rsp + 8]",
         "mov eax, 2",
         "lea rcx, [rip + usgx_vdso_enclu]",
