@@ -5,10 +5,12 @@
 //! what is left of it.
 
 use std::io::{Read, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -20,6 +22,10 @@ const MARK: &str = "USGX_E2E_MARK";
 /// How long output may stay open after the process has ended: not for ever, however slow the computer is.
 const AFTERMATH: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
+
+/// Held shared while a process starts, and alone while a file is written that is to be executed: a child has all our
+/// files open until it is its program, and nobody can execute what somebody may still write to.
+static STARTING: RwLock<()> = RwLock::new(());
 
 /// How a process ended.
 #[derive(Debug)]
@@ -54,6 +60,13 @@ struct StreamState {
     closed: bool,
 }
 
+/// Writes a file that is to be executed.
+pub(crate) fn write_program(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let _alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    fs::write(path, content)?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
+}
+
 /// Runs a command to its end.
 pub(crate) fn run(command: &mut Command, input: &[u8], limit: Duration) -> Result<Outcome> {
     let mut process = Process::start(command)?;
@@ -70,7 +83,10 @@ impl Process {
         let shown = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         command.env(MARK, &mark).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
+        let mut child = {
+            let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+            command.spawn().with_context(|| format!("cannot start `{shown}`"))?
+        };
         let stdin = child.stdin.take();
         let stdout = Stream::collect(child.stdout.take());
         let stderr = Stream::collect(child.stderr.take());

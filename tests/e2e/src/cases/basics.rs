@@ -2,7 +2,6 @@
 //! it cannot start, and nothing is left when it has ended.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -136,8 +135,7 @@ fn terminal_is_kept(stage: &Stage, user: User) -> Result<Verdict> {
 /// Writes a file into the user's home.
 fn write(stage: &Stage, user: User, name: &str, content: &[u8], mode: u32) -> Result<PathBuf> {
     let path = stage.home(user).join(name);
-    fs::write(&path, content)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+    process::write_program(&path, content, mode)?;
     Ok(path)
 }
 

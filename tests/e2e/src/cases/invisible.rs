@@ -285,9 +285,10 @@ fn ticking_selftests(stage: &Stage, user: User) -> Result<Verdict> {
     let Some(directory) = stage.selftests() else { return Ok(Verdict::Skipped(NOT_BUILT.to_owned())) };
     let library = stage.home(user).join("ticker.so");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/ticker.c");
-    let compiled =
-        Command::new("gcc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status()?;
-    ensure!(compiled.success(), "ticker.c cannot be compiled as a library: {compiled}");
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source);
+    let compiled = process::run(&mut gcc, b"", SHORT)?;
+    ensure!(compiled.status.success(), "ticker.c cannot be compiled as a library: {}", compiled.describe());
     let mut command = stage.run(user, &["--epc", "16M"], "env");
     command.arg(format!("LD_PRELOAD={}", library.display())).arg("./test_sgx").current_dir(directory);
     let outcome = process::run(&mut command, b"", LONG)?;
