@@ -243,7 +243,8 @@ fn idle(stage: &Stage) -> Result<Process> {
 impl Machine {
     /// It serves a newcomer that needs paging itself.
     fn still_serves_kit(&self, stage: &Stage) -> Result<Verdict> {
-        let kit = files(stage, "roomy:2500", "newcomer")?;
+        // A file of its own: other tests, with other machines, write theirs at the same time.
+        let kit = files(stage, "roomy:2500", &format!("newcomer-{}", self.process.pid()))?;
         let mut command = self.run(stage, User::Ordinary, stage.program("enclave_kit", Link::Dynamic));
         let outcome =
             crate::process::run(command.arg("load").args(kit).args(["fill", "8", "sweep", "8"]), b"", LONG)?;
