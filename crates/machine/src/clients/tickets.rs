@@ -18,8 +18,9 @@ use crate::system::OpenEnclave;
 const MAX_TICKETS: usize = 64;
 /// How long a child has for its Hello.
 const LIFETIME: Duration = Duration::from_secs(60);
-/// How long a child has for its Hello after its parent is gone.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long a child has for its Hello after its parent is gone: computers may be slow. It is only ever waited for if the
+/// parent was ended while it forked.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// 128 random bits.
 pub(crate) type Number = [u64; 2];
