@@ -35,16 +35,18 @@ impl Counters {
         self.peak_used.fetch_max(used, Relaxed);
     }
 
-    pub(crate) fn note_freed(&self) {
+    pub(crate) fn note_freed(&self, count: usize) {
         self.refused_in_vain.store(0, Relaxed);
-        self.used.fetch_sub(1, Relaxed);
-        self.free.fetch_add(1, Relaxed);
+        self.used.fetch_sub(count, Relaxed);
+        self.free.fetch_add(count, Relaxed);
     }
 
-    /// A page that was counted as freed is retired instead.
-    pub(crate) fn note_retired(&self) {
-        self.free.fetch_sub(1, Relaxed);
-        self.poisoned.fetch_add(1, Relaxed);
+    /// Pages that were counted as freed are retired instead.
+    pub(crate) fn note_retired(&self, count: usize) {
+        if count != 0 {
+            self.free.fetch_sub(count, Relaxed);
+            self.poisoned.fetch_add(count, Relaxed);
+        }
     }
 
     pub(crate) fn free(&self) -> usize {

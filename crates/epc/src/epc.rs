@@ -86,11 +86,19 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
 
     /// Frees `page`, which the caller owns alone and which the processor considers invalid.
     pub fn free(&self, page: EpcPage) {
-        // Counted first: a page that is taken at once must not count below 0.
-        self.counters.note_freed();
-        if !self.nodes.put(page, PageState::Owned, &self.states, &self.poison) {
-            self.counters.note_retired();
+        self.free_all(core::iter::once(page));
+    }
+
+    /// Frees pages as [`free`](Self::free) does.
+    pub(crate) fn free_all(&self, pages: impl Iterator<Item = EpcPage> + Clone) {
+        let count = pages.clone().count();
+        if count == 0 {
+            return;
         }
+        // Counted first: a page that is taken at once must not count below 0.
+        self.counters.note_freed(count);
+        let retired = self.nodes.put(pages, PageState::Owned, &self.states, &self.poison);
+        self.counters.note_retired(retired);
     }
 
     /// Gives up `page`, which the caller owns alone, for good: EREMOVE refuses it.

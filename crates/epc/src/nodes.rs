@@ -87,18 +87,31 @@ impl<P: Platform> Nodes<P> {
         })
     }
 
-    /// Puts `page`, whose state is `from`, on the free list of its node; returns false if it is broken and retired.
-    pub(crate) fn put(&self, page: EpcPage, from: PageState, states: &[StateCell], poison: &Poison) -> bool {
-        let node = self.node_of(page);
-        let mut free = node.free.lock();
-        node.freed.fetch_add(1, Relaxed);
-        if poison.has(page) {
-            states[page.index()].change(from, PageState::Poisoned);
-            return false;
+    /// Puts pages, whose state is `from`, on the free lists of their nodes, but for those that are broken, which are
+    /// retired; returns how many were.
+    pub(crate) fn put(
+        &self,
+        pages: impl Iterator<Item = EpcPage>,
+        from: PageState,
+        states: &[StateCell],
+        poison: &Poison,
+    ) -> usize {
+        let (mut pages, mut retired) = (pages.peekable(), 0);
+        while let Some(first) = pages.peek() {
+            let node = self.node_of(*first);
+            let mut free = node.free.lock();
+            while let Some(page) = pages.next_if(|page| core::ptr::eq(self.node_of(*page), node)) {
+                node.freed.fetch_add(1, Relaxed);
+                if poison.has(page) {
+                    states[page.index()].change(from, PageState::Poisoned);
+                    retired += 1;
+                } else {
+                    states[page.index()].change(from, PageState::Free);
+                    free.push_back(page);
+                }
+            }
         }
-        states[page.index()].change(from, PageState::Free);
-        free.push_back(page);
-        true
+        retired
     }
 
     /// The node of `page`, which is in a section.

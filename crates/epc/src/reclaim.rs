@@ -114,10 +114,10 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         let missing = self.marks.high.saturating_sub(self.counters.free());
         let mut lru = self.lru.lock();
         let batch = self.policy.batch(missing, lru.len());
-        let mut entries = Vec::with_capacity(batch);
+        let (mut entries, mut scanned) = (Vec::with_capacity(batch), 0);
         for order in 0..batch {
             let Some(page) = lru.pop_front() else { break };
-            self.counters.scanned.fetch_add(1, Relaxed);
+            scanned += 1;
             let state = &self.states[page.index()];
             let (owner, index) = lru.owner(page).expect("a page on the list has an owner");
             match owner.get() {
@@ -132,6 +132,8 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
                 }
             }
         }
+        // With the lock held: who finds the pages gone finds them counted.
+        self.counters.scanned.fetch_add(scanned, Relaxed);
         drop(lru);
         entries.sort_by_key(|entry| (entry.owner.id(), entry.victim.index));
         Isolated(entries)
@@ -201,7 +203,7 @@ impl<H: HeldOwner> Blocked<H> {
             let mut lru = epc.lru.lock();
             gone().for_each(|page| epc.leave_pass(&mut lru, page));
         }
-        gone().for_each(|page| epc.free(page));
+        epc.free_all(gone());
         let freed = gone().count();
         epc.counters.reclaimed.fetch_add((self.0.len() - kept) as u64, Relaxed);
         // Only now, with every page where it belongs, may the owners go.

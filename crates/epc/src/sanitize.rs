@@ -28,9 +28,9 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
                 if self.poison.has(page) || hw.eremove(page).is_ok() {
                     // Counted first, so that an allocation which takes the page at once does not count below 0.
                     self.counters.free.fetch_add(1, Relaxed);
-                    if !self.nodes.put(page, PageState::Dirty, &self.states, &self.poison) {
-                        self.counters.note_retired();
-                    }
+                    let put = core::iter::once(page);
+                    let retired = self.nodes.put(put, PageState::Dirty, &self.states, &self.poison);
+                    self.counters.note_retired(retired);
                 }
                 if count % STEP == 0 {
                     self.platform.wake_waiters();
