@@ -20,6 +20,8 @@ pub(crate) const SLOT_SIZE: usize = 8;
 pub(crate) const SLOTS: u16 = (PAGE_SIZE / SLOT_SIZE) as u16;
 /// Versions are multiples of this: EDBGRD tells whether a slot is in use by all bits but the lowest three.
 const VERSION_STEP: u64 = 8;
+/// Lists of slots in use.
+const NR_LISTS: usize = 16;
 /// Offset of PCMD's reserved bytes, which are authenticated.
 const PCMD_RESERVED: std::ops::Range<usize> = 72..112;
 
@@ -27,9 +29,15 @@ const PCMD_RESERVED: std::ops::Range<usize> = 72..112;
 pub(crate) struct PagingUnit {
     key: LessSafeKey,
     next_version: AtomicU64,
-    /// The slots that a leaf is using now: as many as there are leaves running, so a few.
-    slots_in_use: Mutex<Vec<VaSlot>>,
+    /// The slots that a leaf is using now. Which list a slot is in depends on its VA page.
+    slots_in_use: [SlotsInUse; NR_LISTS],
 }
+
+/// As many as there are leaves running, so a few. On a cache line of its own, since processors that use slots of
+/// different VA pages have nothing to do with each other.
+#[derive(Default)]
+#[repr(align(64))]
+struct SlotsInUse(Mutex<Vec<VaSlot>>);
 
 /// A VA slot that no other leaf uses until this is dropped.
 pub(crate) struct SlotClaim<'a> {
@@ -39,7 +47,7 @@ pub(crate) struct SlotClaim<'a> {
 
 impl Drop for SlotClaim<'_> {
     fn drop(&mut self) {
-        self.unit.slots_in_use.lock().retain(|slot| *slot != self.slot);
+        self.unit.in_use(self.slot).lock().retain(|slot| *slot != self.slot);
     }
 }
 
@@ -50,13 +58,17 @@ impl PagingUnit {
         Self {
             key: LessSafeKey::new(key),
             next_version: AtomicU64::new(VERSION_STEP),
-            slots_in_use: Mutex::new(Vec::new()),
+            slots_in_use: Default::default(),
         }
+    }
+
+    fn in_use(&self, slot: VaSlot) -> &Mutex<Vec<VaSlot>> {
+        &self.slots_in_use[slot.page.index() % NR_LISTS].0
     }
 
     /// Claims `slot`, unless another leaf is using it.
     pub(crate) fn claim(&self, slot: VaSlot) -> Option<SlotClaim<'_>> {
-        let mut in_use = self.slots_in_use.lock();
+        let mut in_use = self.in_use(slot).lock();
         if in_use.contains(&slot) {
             return None;
         }
