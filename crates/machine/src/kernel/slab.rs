@@ -3,21 +3,48 @@
 //! Memory comes in chunks. Of those whose slots are all free a few are kept, since a program that walks through more
 //! memory than the EPC has empties one as it fills another, and memory that is new costs more than encrypting a page
 //! into it; [`Slab::cool`] gives back what nobody has needed. Lock order: the caller's lock protects a slab; it takes
-//! none.
+//! none. Copies into a slot and out of it need only the slot's own lock, which is never contended: a slot belongs to
+//! one page.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// Bytes of an evicted page: ciphertext and PCMD.
 pub(crate) const SLOT_SIZE: usize = 4096 + 128;
 /// Slots of a chunk. With one more, a chunk and the allocator's word before it would need another page, of which nothing
 /// else would be used.
-const CHUNK_SLOTS: usize = 63;
+const CHUNK_SLOTS: usize = 62;
 /// Chunks that are kept though nothing is in them, at most: 64 MiB.
 const MAX_SPARE: usize = 256;
 /// All slots of a chunk in use.
 const FULL: u64 = (1 << CHUNK_SLOTS) - 1;
 
+/// The bytes of a slot, on cache lines of their own.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Bytes(pub(crate) [u8; SLOT_SIZE]);
+
+/// The memory of a chunk.
+type Memory = Arc<[Mutex<Bytes>]>;
+
+/// A slot in use. It can be read and written without the slab.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    memory: Memory,
+    at: usize,
+}
+
+impl Slot {
+    /// The slot's bytes.
+    pub(crate) fn bytes(&self) -> &Mutex<Bytes> {
+        &self.memory[self.at]
+    }
+}
+
 #[derive(Debug)]
 struct Chunk {
-    bytes: Box<[u8]>,
+    memory: Memory,
     /// One bit for each slot in use.
     used: u64,
 }
@@ -29,7 +56,7 @@ pub(crate) struct Slab {
     /// Chunks that may have a free slot; every one that has is here.
     candidates: Vec<usize>,
     /// The memory of chunks that have gone.
-    spare: Vec<Box<[u8]>>,
+    spare: Vec<Memory>,
     /// The fewest that were spare since [`Slab::cool`].
     idle: usize,
 }
@@ -46,8 +73,9 @@ impl Slab {
                 });
                 let spare = self.spare.pop();
                 self.idle = self.idle.min(self.spare.len());
-                let bytes = spare.unwrap_or_else(|| vec![0; CHUNK_SLOTS * SLOT_SIZE].into_boxed_slice());
-                self.chunks[number] = Some(Chunk { bytes, used: 0 });
+                let new = || (0..CHUNK_SLOTS).map(|_| Mutex::new(Bytes([0; SLOT_SIZE]))).collect();
+                let memory = spare.unwrap_or_else(new);
+                self.chunks[number] = Some(Chunk { memory, used: 0 });
                 self.candidates.push(number);
                 continue;
             };
@@ -60,11 +88,11 @@ impl Slab {
         }
     }
 
-    /// The bytes of a slot in use.
-    pub(crate) fn bytes(&mut self, slot: u64) -> &mut [u8] {
-        let (number, bit) = (slot as usize / CHUNK_SLOTS, slot as usize % CHUNK_SLOTS);
-        let chunk = self.chunks[number].as_mut().expect("a slot in use keeps its chunk");
-        &mut chunk.bytes[bit * SLOT_SIZE..][..SLOT_SIZE]
+    /// A slot in use.
+    pub(crate) fn slot(&self, slot: u64) -> Slot {
+        let (number, at) = (slot as usize / CHUNK_SLOTS, slot as usize % CHUNK_SLOTS);
+        let chunk = self.chunks[number].as_ref().expect("a slot in use keeps its chunk");
+        Slot { memory: Arc::clone(&chunk.memory), at }
     }
 
     /// Frees a slot.
@@ -79,7 +107,7 @@ impl Slab {
             let gone = self.chunks[number].take();
             self.candidates.retain(|candidate| *candidate != number);
             if self.spare.len() < MAX_SPARE {
-                self.spare.extend(gone.map(|chunk| chunk.bytes));
+                self.spare.extend(gone.map(|chunk| chunk.memory));
             }
         }
     }
@@ -92,7 +120,7 @@ impl Slab {
 
     /// Bytes of the chunks with slots in use.
     pub(crate) fn memory(&self) -> u64 {
-        (self.chunks.iter().flatten().count() * CHUNK_SLOTS * SLOT_SIZE) as u64
+        (self.chunks.iter().flatten().count() * CHUNK_SLOTS * size_of::<Mutex<Bytes>>()) as u64
     }
 }
 
@@ -105,17 +133,17 @@ mod tests {
         let mut slab = Slab::default();
         let slots: Vec<u64> = (0..1000).map(|_| slab.take()).collect();
         for slot in &slots {
-            slab.bytes(*slot).fill(*slot as u8);
+            slab.slot(*slot).bytes().lock().0.fill(*slot as u8);
         }
         for slot in slots.iter().skip(1).step_by(2) {
             slab.free(*slot);
         }
         let more: Vec<u64> = (0..400).map(|_| slab.take()).collect();
         for slot in &more {
-            slab.bytes(*slot).fill(255);
+            slab.slot(*slot).bytes().lock().0.fill(255);
         }
         for slot in slots.iter().step_by(2) {
-            assert!(slab.bytes(*slot).iter().all(|byte| *byte == *slot as u8));
+            assert!(slab.slot(*slot).bytes().lock().0.iter().all(|byte| *byte == *slot as u8));
         }
         slots.iter().step_by(2).chain(&more).for_each(|slot| slab.free(*slot));
         assert_eq!(slab.memory(), 0);

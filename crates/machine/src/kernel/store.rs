@@ -1,7 +1,8 @@
 //! The backing store: evicted pages in memory, or in a swap file.
 //!
-//! Pages are ciphertext by then. Lock order: the store's lock is innermost; with a swap file it is held across the
-//! file's reads and writes, which is one page at a time for all enclaves, and bounded by the disk.
+//! Pages are ciphertext by then. The store's lock, which is innermost, protects the books: which page has which slot. It
+//! is not held while pages are copied, read or written, as a slot belongs to its page until that is discarded, and the
+//! driver does one thing at a time with a page. (Disk space for a swap file is reserved with the lock held.)
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -13,8 +14,8 @@ use usgx_isa::layout::Pcmd;
 use usgx_isa::{EvictedPage, PAGE_SIZE};
 use usgx_sys::Errno;
 
-use crate::kernel::slab::{SLOT_SIZE, Slab};
-use crate::kernel::swap_file::SwapFile;
+use crate::kernel::slab::{SLOT_SIZE, Slab, Slot};
+use crate::kernel::swap_file::{FileSlot, SwapFile};
 use crate::page_map::PageMap;
 
 /// The largest enclave that the machine takes: its window alone has a word for each page.
@@ -24,6 +25,21 @@ const MAX_SIZE: u64 = 1 << 40;
 enum Medium {
     Memory(Slab),
     File(SwapFile),
+}
+
+/// A slot in use, wherever it is.
+enum MediumSlot {
+    Memory(Slot),
+    File(FileSlot),
+}
+
+impl Medium {
+    fn slot(&self, slot: u64) -> MediumSlot {
+        match self {
+            Self::Memory(slab) => MediumSlot::Memory(slab.slot(slot)),
+            Self::File(file) => MediumSlot::File(file.slot(slot)),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -117,37 +133,41 @@ impl BackingStore for Store {
     }
 
     fn put(&self, enclave: EnclaveId, index: u64, page: &EvictedPage) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        let slot = inner.reserve(enclave, index)?;
-        let pcmd: &[u8] = page.pcmd.as_ref();
-        let fill = |bytes: &mut [u8]| {
-            bytes[..PAGE_SIZE].copy_from_slice(&page.contents.0);
-            bytes[PAGE_SIZE..].copy_from_slice(pcmd);
+        let slot = {
+            let mut inner = self.0.lock();
+            let slot = inner.reserve(enclave, index)?;
+            inner.medium.slot(slot)
         };
-        match &mut inner.medium {
-            Medium::Memory(slab) => fill(slab.bytes(slot)),
-            Medium::File(file) => {
+        let fill = |bytes: &mut [u8; SLOT_SIZE]| {
+            bytes[..PAGE_SIZE].copy_from_slice(&page.contents.0);
+            bytes[PAGE_SIZE..].copy_from_slice(page.pcmd.as_ref());
+        };
+        match slot {
+            MediumSlot::Memory(slot) => fill(&mut slot.bytes().lock().0),
+            MediumSlot::File(slot) => {
                 let mut bytes = [0; SLOT_SIZE];
                 fill(&mut bytes);
-                file.write(slot, &bytes).map_err(|error| report(&error))?;
+                slot.write(&bytes).map_err(|error| report(&error))?;
             }
         }
         Ok(())
     }
 
     fn get(&self, enclave: EnclaveId, index: u64, out: &mut EvictedPage) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        let slot = inner.slot(enclave, index)?;
-        let mut read = |bytes: &[u8]| {
+        let slot = {
+            let inner = self.0.lock();
+            inner.medium.slot(inner.slot(enclave, index)?)
+        };
+        let mut read = |bytes: &[u8; SLOT_SIZE]| {
             out.contents.0.copy_from_slice(&bytes[..PAGE_SIZE]);
             out.pcmd = Pcmd::try_copy_from(&bytes[PAGE_SIZE..]).ok_or(StoreError::Io)?;
             Ok(())
         };
-        match &mut inner.medium {
-            Medium::Memory(slab) => read(slab.bytes(slot)),
-            Medium::File(file) => {
+        match slot {
+            MediumSlot::Memory(slot) => read(&slot.bytes().lock().0),
+            MediumSlot::File(slot) => {
                 let mut bytes = [0; SLOT_SIZE];
-                file.read(slot, &mut bytes).map_err(|error| report(&error))?;
+                slot.read(&mut bytes).map_err(|error| report(&error))?;
                 read(&bytes)
             }
         }

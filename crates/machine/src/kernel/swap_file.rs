@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use usgx_sys::{Errno, process};
 
@@ -15,10 +16,29 @@ use crate::kernel::slab::SLOT_SIZE;
 const CHUNK_SLOTS: u64 = 256;
 const CHUNK_SIZE: u64 = CHUNK_SLOTS * SLOT_SIZE as u64;
 
+/// A slot in use. It can be read and written without the books of the file.
+#[derive(Debug)]
+pub(crate) struct FileSlot {
+    file: Arc<File>,
+    offset: u64,
+}
+
+impl FileSlot {
+    /// Writes the slot.
+    pub(crate) fn write(&self, bytes: &[u8; SLOT_SIZE]) -> std::io::Result<()> {
+        self.file.write_all_at(bytes, self.offset)
+    }
+
+    /// Reads the slot.
+    pub(crate) fn read(&self, bytes: &mut [u8; SLOT_SIZE]) -> std::io::Result<()> {
+        self.file.read_exact_at(bytes, self.offset)
+    }
+}
+
 /// The slots.
 #[derive(Debug)]
 pub(crate) struct SwapFile {
-    file: File,
+    file: Arc<File>,
     free: Vec<u64>,
     reserved_slots: u64,
     used: u64,
@@ -38,7 +58,7 @@ impl SwapFile {
             }
             Err(error) => return Err(error.into()),
         };
-        Ok(Self { file, free: Vec::new(), reserved_slots: 0, used: 0 })
+        Ok(Self { file: Arc::new(file), free: Vec::new(), reserved_slots: 0, used: 0 })
     }
 
     /// Takes a slot with disk space behind it.
@@ -53,14 +73,9 @@ impl SwapFile {
         Ok(slot)
     }
 
-    /// Writes a slot.
-    pub(crate) fn write(&self, slot: u64, bytes: &[u8; SLOT_SIZE]) -> std::io::Result<()> {
-        self.file.write_all_at(bytes, slot * SLOT_SIZE as u64)
-    }
-
-    /// Reads a slot.
-    pub(crate) fn read(&self, slot: u64, bytes: &mut [u8; SLOT_SIZE]) -> std::io::Result<()> {
-        self.file.read_exact_at(bytes, slot * SLOT_SIZE as u64)
+    /// A slot in use.
+    pub(crate) fn slot(&self, slot: u64) -> FileSlot {
+        FileSlot { file: Arc::clone(&self.file), offset: slot * SLOT_SIZE as u64 }
     }
 
     /// Frees a slot. Disk space is given back when none is in use: usually the end of an enclave.
