@@ -138,6 +138,29 @@ pub struct OrderedGuard<'a, P: Platform, T> {
     platform: PhantomData<fn() -> P>,
 }
 
+impl<'a, P: Platform, T> OrderedGuard<'a, P, T> {
+    /// The guard of the platform's own mutex, for its condition variables. While the thread waits for one, it counts as
+    /// holding the lock.
+    pub fn inner(&mut self) -> &mut MutexGuard<'a, P::RawMutex, T> {
+        &mut self.guard
+    }
+
+    /// Lets the lock go while `f` runs.
+    ///
+    /// # Panics
+    /// As [`OrderedMutex::lock`], if `f` leaves the thread with locks that it did not hold.
+    pub fn unlocked<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        if cfg!(debug_assertions) {
+            P::with_held(&mut |held| held.release(self.rank));
+        }
+        let result = MutexGuard::unlocked(&mut self.guard, f);
+        if cfg!(debug_assertions) {
+            P::with_held(&mut |held| held.take(self.rank));
+        }
+        result
+    }
+}
+
 impl<P: Platform, T> Deref for OrderedGuard<'_, P, T> {
     type Target = T;
 

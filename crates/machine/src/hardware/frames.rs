@@ -1,9 +1,10 @@
 //! Where the bytes of each EPC page are: in a frame of the machine, or in an enclave's view.
 //!
 //! A page's bytes are in exactly one place. The processor reads and writes them through [`PageBytes`]; the view
-//! moves them ([`Frames::to_view`], [`Frames::to_frames`]) when it maps and unmaps a page, with the enclave's
-//! lock held, so that nobody looks at a page that is on its way.
-//! Lock order: the lock of a page's place is innermost, but for the arena's.
+//! moves them ([`Frames::to_view`], [`Frames::to_frames`]) when it maps and unmaps a page, with the lock of the page's
+//! place held, so that nobody looks at a page that is on its way.
+//! Lock order: the lock of a page's place is innermost, but for the arena's. Only who moves pages holds several, and no
+//! page is moved by two threads.
 
 use std::io::IoSliceMut;
 use std::sync::Arc;
@@ -85,10 +86,11 @@ impl Frames {
     }
 
     /// Copies pages that lie one after the other in a view, from `offset` on, into frames.
-    /// Preconditions: the enclave's lock is held, and nobody can write to the view's pages.
-    pub(crate) fn to_frames(&self, pages: &[EpcPage], view: &Memfd, offset: u64) {
+    /// Preconditions: nobody else moves the pages, and no process can write to the view's.
+    pub(crate) fn to_frames(&self, pages: impl ExactSizeIterator<Item = EpcPage>, view: &Memfd, offset: u64) {
         let mut frames = self.arena.take_many(pages.len());
         assert_eq!(frames.len(), pages.len(), "every EPC page has its frame");
+        let mut locations: Vec<_> = pages.map(|page| self.pages[page.index()].lock()).collect();
         let mut buffers: Vec<_> = frames.iter_mut().map(|frame| IoSliceMut::new(&mut frame[..])).collect();
         if view.read_vectored(offset, &mut buffers).is_err() {
             // Page by page, then; what cannot be read is lost by the client's own doing.
@@ -96,8 +98,8 @@ impl Frames {
                 view.read_or_zeros(offset, &mut frame[..]);
             }
         }
-        for (page, frame) in pages.iter().zip(frames) {
-            *self.pages[page.index()].lock() = Location::Frame(frame);
+        for (location, frame) in locations.iter_mut().zip(frames) {
+            **location = Location::Frame(frame);
         }
     }
 }
@@ -165,7 +167,7 @@ mod tests {
         }
         assert_eq!(frames.0.nr_used(), 0);
         frames.write(EpcPage(1), 100, &[1, 2, 3]);
-        frames.0.to_frames(&pages, &view, 0);
+        frames.0.to_frames(pages.into_iter(), &view, 0);
         view.punch_hole(0, 8192).expect("a hole");
         let mut out = [0; 4];
         frames.read(EpcPage(1), 99, &mut out);

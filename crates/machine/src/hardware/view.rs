@@ -8,13 +8,19 @@
 //! Lock order: the enclave's lock (the driver's), then the view's, then the processor's and a page's place. All
 //! of it without waiting for a client: the kernel calls take the client's memory map lock, which a stopped
 //! process does not hold. The list of members has its own lock, innermost.
+//!
+//! Taking pages out is most of what reclaiming costs, and is done without any lock, so that threads that do it for one
+//! enclave do not wait for each other. The pages are listed as *leaving* meanwhile ([`Departures`]), and whoever wants
+//! to map one of them, to take it out, or to show it to one more process waits until it has left.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::Condvar;
 use usgx_cpu::{EnclaveState, EpcmEntry};
 use usgx_driver::{EnclaveId, MapFailed};
+use usgx_epc::OrderedGuard;
 use usgx_isa::layout::PageType;
 use usgx_isa::{EpcPage, Fault, LinAddr, PAGE_SIZE};
 use usgx_sys::Errno;
@@ -23,9 +29,11 @@ use usgx_sys::uffd::Userfaultfd;
 use usgx_wire::window::{MAX_TCS, entry};
 
 use crate::clients::{Client, FaultClock};
+use crate::hardware::departures::Departures;
 use crate::hardware::frames::Frames;
 use crate::hardware::ranges::RangeSet;
 use crate::hardware::window::Window;
+use crate::kernel::platform::HostPlatform;
 use crate::order::{self, Ordered};
 use crate::page_map::PageMap;
 use crate::system::Hw;
@@ -83,6 +91,8 @@ struct Registration {
 #[derive(Debug, Default)]
 struct Books {
     mapped: PageMap<Mapped>,
+    /// Their bytes may be in the view, in frames, or in both.
+    leaving: Departures,
     /// The clocks by which pages were faulted in, by number; those of threads that are gone are removed now and then.
     clocks: HashMap<u32, Weak<FaultClock>>,
     /// By client number.
@@ -91,6 +101,9 @@ struct Books {
     free_tcs: VecDeque<u16>,
     next_tcs: usize,
 }
+
+/// The lock of the books, held.
+type Guard<'a> = OrderedGuard<'a, HostPlatform, Books>;
 
 /// One enclave's view.
 #[derive(Debug)]
@@ -101,6 +114,8 @@ pub(crate) struct View {
     place: OnceLock<Place>,
     epoch: AtomicU64,
     books: Ordered<Books>,
+    /// Pages have left. With the lock of `books`.
+    left: Condvar,
     members: Ordered<Vec<Weak<Client>>>,
 }
 
@@ -114,6 +129,7 @@ impl View {
             place: OnceLock::new(),
             epoch: AtomicU64::new(0),
             books: Ordered::new(order::BOOKS, Books::default()),
+            left: Condvar::new(),
             members: Ordered::new(order::LISTS, Vec::new()),
         })
     }
@@ -204,6 +220,11 @@ impl View {
             return Err(Errno::NOMEM);
         }
         registration.ranges.insert(start, end);
+        // Pages that are leaving were not write-protected here, as those are that leave from now on.
+        let begun = books.leaving.nr_begun();
+        if let Some((first, last)) = self.index_range(start, end) {
+            self.wait_while(&mut books, |leaving| leaving.has_older(first, last, begun));
+        }
         Ok(())
     }
 
@@ -228,6 +249,24 @@ impl View {
         let place = self.place.get()?;
         let offset = addr.checked_sub(place.base).filter(|offset| *offset < place.size)?;
         Some((place, u32::try_from(offset / PAGE_SIZE as u64).ok()?))
+    }
+
+    /// The numbers of the first and the last page between two addresses.
+    fn index_range(&self, start: u64, end: u64) -> Option<(u32, u32)> {
+        let place = self.place.get()?;
+        let index = |addr: u64| {
+            let offset = addr.saturating_sub(place.base).min(place.size);
+            u32::try_from(offset / PAGE_SIZE as u64).unwrap_or(u32::MAX)
+        };
+        Some((index(start), index(end)))
+    }
+
+    /// Waits while pages that matter are on their way out. The thread takes out none itself just then, and those who do
+    /// need no lock that may be held here, so they are through soon.
+    fn wait_while(&self, books: &mut Guard<'_>, matter: impl Fn(&Departures) -> bool) {
+        while matter(&books.leaving) {
+            self.left.wait(books.inner());
+        }
     }
 
     /// What the window says of the page at `addr`; 0 if it is not mapped.
@@ -264,6 +303,7 @@ impl View {
             return Ok(());
         }
         let mut books = self.books.lock();
+        self.wait_while(&mut books, |leaving| leaving.has(index));
         match epcm.page_type {
             PageType::Tcs => {
                 books.show_tcs(place, hw, index, addr, page, faulter);
@@ -307,13 +347,39 @@ impl View {
     }
 
     /// Takes pages out of all address spaces; those that are mapped nowhere are skipped. `rest` is what the
-    /// window says of them then. Preconditions: the enclave's lock is held, and addresses ascend.
-    pub(crate) fn unmap(&self, hw: &Hw, frames: &Frames, pages: &[(u64, EpcPage)], rest: u32) {
+    /// window says of them then. Preconditions: addresses ascend; if nobody may map the pages before this returns, the
+    /// enclave's lock is held, or they are being reclaimed.
+    pub(crate) fn unmap(&self, hw: &Hw, frames: &Frames, mut pages: &[(u64, EpcPage)], rest: u32) {
         let mut books = self.books.lock();
         let Some(place) = self.place.get() else { return };
         let mut run: Vec<(u32, EpcPage)> = Vec::with_capacity(pages.len().min(BATCH));
-        for (addr, page) in pages {
-            let Some((_, index)) = self.index(*addr) else { continue };
+        while !pages.is_empty() {
+            pages = self.next_run(&mut books, hw, pages, rest, &mut run);
+            self.unmap_run(&mut books, place, frames, &run, rest);
+            run.clear();
+        }
+    }
+
+    /// Collects the next pages that lie in the view one after the other; returns those that are behind them. TCS pages in
+    /// between leave the window at once.
+    fn next_run<'a>(
+        &self,
+        books: &mut Guard<'_>,
+        hw: &Hw,
+        pages: &'a [(u64, EpcPage)],
+        rest: u32,
+        run: &mut Vec<(u32, EpcPage)>,
+    ) -> &'a [(u64, EpcPage)] {
+        for (done, (addr, page)) in pages.iter().enumerate() {
+            let Some((place, index)) = self.index(*addr) else { continue };
+            if run.len() == BATCH || run.last().is_some_and(|(last, _)| last + 1 != index) {
+                return &pages[done..];
+            }
+            if !run.is_empty() && books.leaving.has(index) {
+                // The lock is not let go between the look at a page and its leaving.
+                return &pages[done..];
+            }
+            self.wait_while(books, |leaving| leaving.has(index));
             if rest & entry::PRESENT == 0 {
                 place.window.set_entry(index, rest);
             }
@@ -327,49 +393,47 @@ impl View {
                 books.hide_tcs(place, hw, index, rest);
                 continue;
             }
-            if run.len() == BATCH || run.last().is_some_and(|(last, _)| last + 1 != index) {
-                self.unmap_run(&mut books, place, frames, &run, rest);
-                run.clear();
-            }
             run.push((index, mapped));
         }
-        self.unmap_run(&mut books, place, frames, &run, rest);
+        &[]
     }
 
-    /// Takes pages out of the view that lie one after the other.
+    /// Takes pages out of the view that lie one after the other, with the lock let go.
     fn unmap_run(
         &self,
-        books: &mut Books,
+        books: &mut Guard<'_>,
         place: &Place,
         frames: &Frames,
         run: &[(u32, EpcPage)],
         rest: u32,
     ) {
-        let Some((first, _)) = run.first() else { return };
+        let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { return };
         let offset = u64::from(*first) * PAGE_SIZE as u64;
         let length = run.len() as u64 * PAGE_SIZE as u64;
-        let start = place.base + offset;
-        // From here on nobody can write; readers still see the same bytes until the hole is there.
-        for registration in books.registrations.values() {
-            for (start, end) in registration.ranges.intersect(start, start + length) {
-                protect(&registration.uffd, start, end);
+        let ranges = books.ranges(place.base + offset, place.base + offset + length);
+        let number = books.leaving.begin(*first, *last);
+        books.unlocked(|| {
+            // From here on nobody can write; readers still see the same bytes until the hole is there.
+            for (uffd, start, end) in &ranges {
+                protect(uffd, *start, *end);
             }
-        }
-        let pages: Vec<EpcPage> = run.iter().map(|(_, page)| *page).collect();
-        frames.to_frames(&pages, &self.file, offset);
-        if let Err(error) = self.file.punch_hole(offset, length) {
-            tracing::warn!(%error, enclave = self.id.0, "cannot take pages out of a view");
-        }
+            frames.to_frames(run.iter().map(|(_, page)| *page), &self.file, offset);
+            if let Err(error) = self.file.punch_hole(offset, length) {
+                tracing::warn!(%error, enclave = self.id.0, "cannot take pages out of a view");
+            }
+        });
         for (index, _) in run {
             if let Some(mapped) = books.mapped.remove((*index).into()) {
                 let permissions = mapped.entry & (entry::R | entry::W | entry::X);
                 place.window.set_entry(*index, if rest == 0 { 0 } else { rest | permissions });
             }
         }
+        books.leaving.end(number);
+        self.left.notify_all();
     }
 
     /// Ages pages: those that are mapped are young, and are unmapped unless a thread needed them just now.
-    /// Preconditions: the enclave's lock is held, and addresses ascend.
+    /// Preconditions: addresses ascend.
     pub(crate) fn age(&self, hw: &Hw, frames: &Frames, pages: &[(u64, EpcPage)], young: &mut [bool]) {
         let mut old = Vec::with_capacity(pages.len());
         {
@@ -442,6 +506,16 @@ impl Books {
             self.clocks.insert(id, Arc::downgrade(faulter.clock));
         }
         (id, faulter.clock.tick())
+    }
+
+    /// Where processes have mapped what is between two addresses.
+    fn ranges(&self, start: u64, end: u64) -> Vec<(Arc<Userfaultfd>, u64, u64)> {
+        let of = |registration: &Registration| {
+            let uffd = Arc::clone(&registration.uffd);
+            let ranges = registration.ranges.intersect(start, end);
+            ranges.map(move |(start, end)| (Arc::clone(&uffd), start, end)).collect::<Vec<_>>()
+        };
+        self.registrations.values().flat_map(of).collect()
     }
 
     /// The userfaultfd of a process, if it has registered the page at `addr`.
