@@ -80,6 +80,7 @@ impl<M: Machine> Inner<M> {
                 None => assert_eq!(epc.state(page), PageState::Owned, "VA page {va} is not reclaimable"),
             }
         }
+        assert_eq!(state.va.nr_pinned(), 0, "no pass is at work, yet one has pinned slots");
         assert!(state.va.free_slots() >= state.slots_needed(), "no eviction waits for a load");
         assert!(resident == 0 || state.secs_page().is_some(), "children in the EPC have an SECS there");
         resident as usize + state.va.resident().count() + usize::from(state.secs_page().is_some())

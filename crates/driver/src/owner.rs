@@ -1,7 +1,9 @@
 //! An enclave as the reclaimer knows it: an owner of pages.
 //!
-//! Ageing and marking happen under one acquisition of the enclave's lock, so no fault can map a page between
-//! the two. What is marked, faults leave alone, and so does everything else that looks at a page.
+//! Ageing takes time, for system calls or for page tables, so it happens without the enclave's lock, as on Linux. Then
+//! old pages are marked, with the lock: faults leave them alone from here on, and so does everything else that looks at
+//! a page. A page that a fault has mapped in between goes all the same, since what is marked is taken out of all address
+//! spaces before it is blocked, which again needs no lock.
 //! Source: Linux, arch/x86/kernel/cpu/sgx/main.c.
 
 use alloc::sync::{Arc, Weak};
@@ -45,24 +47,13 @@ impl<M: Machine> Held<M> {
     fn located(&self, victims: &[Victim]) -> Vec<(u64, EpcPage)> {
         victims.iter().map(|victim| (self.0.addr(victim.index), victim.page)).collect()
     }
-}
 
-impl<M: Machine> HeldOwner for Held<M> {
-    fn id(&self) -> u64 {
-        self.0.id.0
-    }
-
-    fn age(&self, victims: &[Victim], ages: &mut [Age]) {
-        let (id, kernel) = (self.0.id, &self.0.kernel);
-        let mut state = self.0.lock();
-        let (victims, va_pages) = self.split(victims);
-        let (ages, va_ages) = ages.split_at_mut(victims.len());
-        for (victim, age) in va_pages.iter().zip(va_ages) {
-            *age = self.0.age_va(&mut state, victim);
-        }
+    /// Tells the age of child pages, and makes room in the store for the old ones.
+    fn age_children(&self, victims: &[Victim], ages: &mut [Age]) {
         if victims.is_empty() {
             return;
         }
+        let (id, kernel) = (self.0.id, &self.0.kernel);
         let mut young = vec![false; victims.len()];
         kernel.spaces.test_and_clear_young(id, &self.located(victims), &mut young);
         for ((victim, young), age) in victims.iter().zip(young).zip(ages) {
@@ -71,9 +62,30 @@ impl<M: Machine> HeldOwner for Held<M> {
             } else if kernel.store.reserve(id, victim.index).is_err() {
                 Age::Refused
             } else {
-                state.set_place(victim.index, Place::Reclaiming(victim.page));
                 Age::Old
             };
+        }
+    }
+}
+
+impl<M: Machine> HeldOwner for Held<M> {
+    fn id(&self) -> u64 {
+        self.0.id.0
+    }
+
+    fn age(&self, victims: &[Victim], ages: &mut [Age]) {
+        let (victims, va_pages) = self.split(victims);
+        let (ages, va_ages) = ages.split_at_mut(victims.len());
+        self.age_children(victims, ages);
+        if va_pages.is_empty() && !ages.contains(&Age::Old) {
+            return;
+        }
+        let mut state = self.0.lock();
+        for (victim, age) in va_pages.iter().zip(va_ages) {
+            *age = self.0.age_va(&mut state, victim);
+        }
+        for (victim, _) in victims.iter().zip(ages).filter(|(_, age)| **age == Age::Old) {
+            state.set_place(victim.index, Place::Reclaiming(victim.page));
         }
     }
 
@@ -82,14 +94,12 @@ impl<M: Machine> HeldOwner for Held<M> {
         if victims.is_empty() {
             return;
         }
-        let state = self.0.lock();
         self.0.kernel.spaces.zap(self.0.id, &self.located(victims));
         for victim in victims {
             // A page that is blocked already (an earlier write-back failed) says so, and is as good. Any other
             // refusal shows again in EWB, which has a way back.
             let _ = self.0.kernel.hw.eblock(victim.page);
         }
-        drop(state);
     }
 
     fn write(&self, victims: &[Victim], written: &mut [Written]) {

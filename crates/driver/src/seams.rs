@@ -34,9 +34,10 @@ pub struct MapFailed;
 
 /// The address spaces of all programs that map an enclave.
 ///
-/// `zap`, `map` and `test_and_clear_young` are called with the enclave's lock held, which is what keeps a
-/// page from being mapped by a fault while it is aged, taken out, changed or written back. They must not wait
-/// for a program. Linear addresses are page-aligned, and ascend where there are several.
+/// `map` and `hide` are called with the enclave's lock held, and `zap` with it or for pages that are being reclaimed,
+/// which nobody maps: so no page is mapped by a fault while it is taken out, changed or written back.
+/// `test_and_clear_young` is called without; if it meets one of the others, either comes first. None of them may wait for
+/// a program. Linear addresses are page-aligned, and ascend where there are several.
 pub trait AddressSpaces: Send + Sync + 'static {
     /// The enclave got its place: ECREATE succeeded. No lock is held; no page exists yet.
     fn created(&self, enclave: EnclaveId, base: u64, size: u64);

@@ -39,9 +39,9 @@ impl State {
         self.secs.and_then(Place::epc_page)
     }
 
-    /// Slots that must be free: one for each page in the EPC, the SECS included.
+    /// Slots that must be free: one for each page in the EPC, the SECS included, but those that have theirs already.
     pub(crate) fn slots_needed(&self) -> u64 {
-        self.resident + u64::from(self.secs_page().is_some())
+        self.resident - self.va.nr_pinned() + u64::from(self.secs_page().is_some())
     }
 
     /// Records a new page that is in the EPC.

@@ -30,6 +30,8 @@ struct VaPage {
     place: VaPlace,
     used: [u64; 8],
     nr_free: u16,
+    /// Slots in the hands of threads that write pages back: they use them without the enclave's lock.
+    nr_pinned: u16,
     /// Used since the reclaimer asked last.
     young: bool,
 }
@@ -42,6 +44,8 @@ pub(crate) struct VaPages {
     with_free: Vec<u32>,
     /// Free slots of those in the EPC.
     nr_free: u64,
+    /// Pinned slots of all.
+    nr_pinned: u64,
     /// Those in the EPC of which the reclaimer does not know.
     unlisted: Vec<u32>,
     nr_lost: u64,
@@ -57,15 +61,18 @@ impl VaPages {
     pub(crate) fn grow(&mut self, page: EpcPage) {
         let va = u32::try_from(self.pages.len()).expect("the EPC has fewer pages than that");
         let place = VaPlace::Resident(page);
-        self.pages.push(VaPage { place, used: [0; 8], nr_free: SLOTS as u16, young: true });
+        self.pages.push(VaPage { place, used: [0; 8], nr_free: SLOTS as u16, nr_pinned: 0, young: true });
         self.with_free.push(va);
         self.unlisted.push(va);
         self.nr_free += SLOTS;
     }
 
-    /// Takes away the VA page added last, of which no slot is used and the reclaimer does not know.
+    /// Takes away the VA page added last, if no slot of it is used and the reclaimer does not know it.
     pub(crate) fn shrink(&mut self) -> Option<EpcPage> {
         let va = self.pages.len().checked_sub(1)? as u32;
+        if self.free_slots_of(va) != SLOTS {
+            return None;
+        }
         self.unlisted.pop_if(|last| *last == va)?;
         let VaPlace::Resident(page) = self.pages.pop()?.place else { return None };
         self.with_free.retain(|other| *other != va);
@@ -139,7 +146,23 @@ impl VaPages {
 
     /// Takes a free slot. There always is one for a page of the enclave that has none.
     pub(crate) fn take(&mut self) -> Option<SlotRef> {
-        let va = *self.with_free.last()?;
+        self.take_of(*self.with_free.last()?)
+    }
+
+    /// Takes a free slot of the VA page of the slot `previous`, or else of one that has none pinned, and pins it. So
+    /// threads that write back at the same time do not meet on a VA page's locks and cache lines.
+    pub(crate) fn take_pinned(&mut self, previous: Option<SlotRef>) -> Option<SlotRef> {
+        let same = previous.map(SlotRef::va).filter(|va| !self.is_full(*va));
+        let unused = || self.with_free.iter().rev().find(|va| !self.is_pinned(**va)).copied();
+        let va = same.or_else(unused).or_else(|| self.with_free.last().copied())?;
+        let slot = self.take_of(va)?;
+        self.pages[va as usize].nr_pinned += 1;
+        self.nr_pinned += 1;
+        Some(slot)
+    }
+
+    /// Takes a free slot of a VA page in the EPC, if it has one.
+    fn take_of(&mut self, va: u32) -> Option<SlotRef> {
         let page = &mut self.pages[va as usize];
         let (word, bits) = page.used.iter_mut().enumerate().find(|(_, bits)| **bits != u64::MAX)?;
         let bit = bits.trailing_ones();
@@ -147,9 +170,25 @@ impl VaPages {
         (page.nr_free, page.young) = (page.nr_free - 1, true);
         self.nr_free -= 1;
         if page.nr_free == 0 {
-            self.with_free.pop();
+            self.with_free.retain(|other| *other != va);
         }
         Some(SlotRef::new(va, (word * 64) as u16 + bit as u16))
+    }
+
+    /// Lets the VA page of a pinned slot leave the EPC again.
+    pub(crate) fn unpin(&mut self, slot: SlotRef) {
+        self.pages[slot.va() as usize].nr_pinned -= 1;
+        self.nr_pinned -= 1;
+    }
+
+    /// Pinned slots: as many pages in the EPC have theirs already.
+    pub(crate) fn nr_pinned(&self) -> u64 {
+        self.nr_pinned
+    }
+
+    /// Whether a slot of the VA page is pinned.
+    pub(crate) fn is_pinned(&self, va: u32) -> bool {
+        self.pages[va as usize].nr_pinned != 0
     }
 
     /// Gives back a slot whose version the processor has taken out.
@@ -234,11 +273,35 @@ mod tests {
     }
 
     #[test]
+    fn batches_take_their_slots_of_different_pages() {
+        let mut va = VaPages::default();
+        va.grow(EpcPage(7));
+        va.grow(EpcPage(9));
+        let mut batch = |len| {
+            let mut slots: Vec<SlotRef> = Vec::new();
+            for _ in 0..len {
+                slots.extend(va.take_pinned(slots.last().copied()));
+            }
+            slots
+        };
+        let (one, two, three) = (batch(16), batch(500), batch(32));
+        assert!(one.iter().all(|slot| slot.va() == 1) && two.iter().all(|slot| slot.va() == 0));
+        assert_eq!(three.iter().filter(|slot| slot.va() == 1).count(), 32, "of the one that has most");
+        assert_eq!((va.nr_pinned(), va.nr_used()), (548, 548));
+        one.iter().chain(&three).for_each(|slot| va.unpin(*slot));
+        assert!(va.is_pinned(0) && !va.is_pinned(1));
+    }
+
+    #[test]
     fn the_last_page_can_be_given_up() {
         let mut va = VaPages::default();
         va.grow(EpcPage(7));
         va.grow(EpcPage(9));
         assert_eq!(va.shrink(), Some(EpcPage(9)));
         assert_eq!(va.take().map(|slot| va.slot(slot).page), Some(EpcPage(7)));
+        va.grow(EpcPage(11));
+        assert_eq!(va.take().map(|slot| va.slot(slot).page), Some(EpcPage(11)));
+        assert_eq!(va.shrink(), None, "a pass was faster, and needs it");
+        assert_eq!(va.free_slots(), 1022);
     }
 }

@@ -5,6 +5,7 @@
 //! enclave in the EPC, the SECS included, a free slot in a VA page that is in the EPC as well, so that no
 //! eviction ever has to wait for a load. So of an enclave at work, VA pages go whose slots are taken; when
 //! everything else has gone, all of them. Where an SECS has to stay before INIT (as on Linux), only full ones go until then.
+//! One with slots that threads without the lock are about to use is pinned, and stays in any case.
 //! Source of the rules: SDM volume 3D, "EWB", "ELDB/ELDU/ELDBC/ELDUC".
 
 use core::sync::atomic::Ordering::Relaxed;
@@ -159,6 +160,9 @@ impl<M: Machine> Inner<M> {
 
     /// Whether the VA page can go and leave a free slot for each page that is in the EPC.
     fn can_spare(&self, state: &State, va: u32) -> bool {
+        if state.va.is_pinned(va) {
+            return false;
+        }
         if !self.may_leave() {
             return state.va.is_full(va);
         }

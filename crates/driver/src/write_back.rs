@@ -1,18 +1,22 @@
 //! Writing back: EWB with its tracking, and the way back when something refuses.
 //!
 //! ETRACK comes only after the processor asked for it, and once for a whole batch: it tracks every page of
-//! the enclave that was blocked before it. The kick comes only when threads are still inside after that, and
-//! is made without the lock; the pages wait as `Reclaiming`, which nobody else touches.
+//! the enclave that was blocked before it. The kick comes only when threads are still inside after that.
+//!
+//! All this is done without the enclave's lock, so that threads that reclaim pages of one enclave do not wait for each
+//! other: the pages are `Reclaiming`, which nobody else touches, and as they count as resident, their SECS stays. The
+//! lock is taken to get their slots, whose VA pages stay as long as they are *pinned*, for ETRACK, and in the end to
+//! record what became of the pages.
 //!
 //! What Linux does and we do not: when EWB fails, Linux counts the page as evicted and hands out an EPC page
 //! that still is valid. Here the page stays the enclave's, `Blocked`, and the next pass or fault tries again.
 //! When the store refuses what EWB produced, the page is loaded back to where it was.
 //! Source: Linux, arch/x86/kernel/cpu/sgx/main.c; SDM volume 3D, "EWB", "ETRACK".
 
-use alloc::vec;
+use alloc::vec::Vec;
 
 use usgx_epc::{Victim, Written};
-use usgx_isa::{Encls, EpcPage, EvictedPage, LeafError, LinAddr, SgxCode};
+use usgx_isa::{Encls, EpcPage, EvictedPage, LeafError, LinAddr, SgxCode, VaSlot};
 
 use crate::enclave::{Guard, Inner};
 use crate::event::{After, Event};
@@ -27,17 +31,63 @@ use crate::state::State;
 const ROUNDS: usize = 3;
 
 /// Where a page is after an attempt to write it back.
+#[derive(Clone, Copy, Eq, PartialEq)]
 enum Attempt {
     /// In the store, with its version in the slot; the EPC page is invalid.
-    Written(SlotRef),
+    Written,
+    /// In the buffer only: the store refused it. The EPC page is invalid.
+    Unstored,
     /// In the EPC, usable again.
     Restored,
     /// Nowhere. The EPC page is invalid.
-    Lost(SlotRef),
+    Lost,
     /// In the EPC, blocked: threads may still use translations to it.
     Untracked,
     /// In the EPC, blocked: the processor refused.
     Refused,
+}
+
+/// A page on its way out, with the slot for its version.
+struct Departure {
+    victim: Victim,
+    slot: SlotRef,
+    /// The slot as the processor names it.
+    va_slot: VaSlot,
+    attempt: Attempt,
+    /// What the last attempt came after.
+    after: After,
+}
+
+impl Departure {
+    fn new(state: &mut State, victim: Victim) -> Self {
+        let slot = state.va.take().expect("there is a slot for each page in the EPC");
+        Self::with(state, victim, slot)
+    }
+
+    /// Pages whose write-back goes on without the lock.
+    fn pinned(state: &mut State, victims: &[Victim]) -> Vec<Self> {
+        let mut previous = None;
+        let depart = |victim: &Victim| {
+            let slot = state.va.take_pinned(previous).expect("there is a slot for each page in the EPC");
+            previous = Some(slot);
+            Self::with(state, *victim, slot)
+        };
+        victims.iter().map(depart).collect()
+    }
+
+    fn with(state: &State, victim: Victim, slot: SlotRef) -> Self {
+        let va_slot = state.va.slot(slot);
+        Self { victim, slot, va_slot, attempt: Attempt::Untracked, after: After::Nothing }
+    }
+
+    fn is_left(&self) -> bool {
+        self.attempt == Attempt::Untracked
+    }
+
+    /// Whether the EPC page is invalid now.
+    fn has_left(&self) -> bool {
+        matches!(self.attempt, Attempt::Written | Attempt::Lost)
+    }
 }
 
 impl<M: Machine> Inner<M> {
@@ -54,79 +104,70 @@ impl<M: Machine> Inner<M> {
         written: &mut [Written],
     ) -> Guard<'_, M> {
         let mut state = self.lock();
-        let mut left = vec![true; victims.len()];
+        let mut pages = Departure::pinned(&mut state, victims);
+        let mut left = pages.len();
         for round in 0..ROUNDS {
-            let mut tracked = false;
-            for ((victim, written), left) in victims.iter().zip(&mut *written).zip(&mut left) {
-                if !*left {
-                    continue;
-                }
-                let after = match (round, tracked) {
-                    (0, false) => After::Nothing,
-                    (0, true) => After::Etrack,
-                    _ => After::Kick,
-                };
-                let mut attempt = self.attempt(&mut state, transit, victim, after);
-                if matches!(attempt, Attempt::Untracked) && !tracked {
-                    tracked = true;
-                    self.etrack(&mut state);
-                    attempt = self.attempt(&mut state, transit, victim, after.max(After::Etrack));
-                }
-                if matches!(attempt, Attempt::Untracked) {
-                    // Neither will the others be, before a kick: they were blocked together.
-                    break;
-                }
-                *written = self.settle(&mut state, victim, &attempt);
-                *left = false;
-            }
-            if !left.contains(&true) || round + 1 == ROUNDS {
+            if left == 0 {
                 break;
             }
             drop(state);
-            self.kick();
+            if round != 0 {
+                self.kick();
+            }
+            // Those that are left are the last ones.
+            let first = pages.len() - left;
+            let done = self.write_out(transit, &mut pages[first..], round);
+            left -= done;
             state = self.lock();
+            self.settle_all(&mut state, &pages[first..first + done], &mut written[first..]);
         }
-        for ((victim, written), _) in victims.iter().zip(&mut *written).zip(left).filter(|(_, left)| *left) {
-            *written = self.settle(&mut state, victim, &Attempt::Untracked);
-        }
+        let first = pages.len() - left;
+        self.settle_all(&mut state, &pages[first..], &mut written[first..]);
         if state.resident == 0 && self.may_leave() {
             self.write_back_secs(&mut state, transit);
         }
         state
     }
 
-    /// EWB of one page, and what must follow it at once. `after` says what was tried before.
-    fn attempt(
-        &self,
-        state: &mut State,
-        transit: &mut EvictedPage,
-        victim: &Victim,
-        after: After,
-    ) -> Attempt {
-        let slot = state.va.take().expect("there is a slot for each page in the EPC");
-        match self.kernel.hw.ewb(victim.page, state.va.slot(slot), transit) {
-            // "Occupied" is a remark: the eviction is done. It would mean that our books of the slots are wrong.
-            Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied)) => {
-                if self.kernel.store.put(self.id, victim.index, transit).is_ok() {
-                    self.note(Event::Evict { addr: self.victim_addr(victim), after });
-                    return Attempt::Written(slot);
-                }
-                let attempt = self.restore(state, transit, victim, slot);
-                if matches!(attempt, Attempt::Lost(_)) {
-                    // It did leave the EPC.
-                    self.note(Event::Evict { addr: self.victim_addr(victim), after });
-                    self.note(Event::Lose { addr: self.victim_addr(victim) });
-                }
-                attempt
+    /// EWB of pages, one after the other, until tracking is in the way of one; returns how many are done. No lock may be
+    /// held, and the pages' slots are pinned.
+    fn write_out(&self, transit: &mut EvictedPage, pages: &mut [Departure], round: usize) -> usize {
+        let mut tracked = false;
+        for (done, page) in pages.iter_mut().enumerate() {
+            page.after = match (round, tracked) {
+                (0, false) => After::Nothing,
+                (0, true) => After::Etrack,
+                _ => After::Kick,
+            };
+            self.attempt(transit, page);
+            if page.is_left() && !tracked {
+                tracked = true;
+                self.etrack(&mut self.lock());
+                page.after = page.after.max(After::Etrack);
+                self.attempt(transit, page);
             }
-            Err(error) => {
-                state.va.give_back(slot);
-                match error {
-                    LeafError::Code(SgxCode::NotTracked) => Attempt::Untracked,
-                    _ => Attempt::Refused,
-                }
+            if page.is_left() {
+                // Neither will the others be, before a kick: they were blocked together.
+                return done;
+            }
+            if page.attempt == Attempt::Unstored {
+                self.restore(&self.lock(), transit, page);
             }
         }
+        pages.len()
+    }
+
+    /// EWB of one page, and into the store with it.
+    fn attempt(&self, transit: &mut EvictedPage, page: &mut Departure) {
+        page.attempt = match self.kernel.hw.ewb(page.victim.page, page.va_slot, transit) {
+            // "Occupied" is a remark: the eviction is done. It would mean that our books of the slots are wrong.
+            Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied)) => {
+                let stored = self.kernel.store.put(self.id, page.victim.index, transit);
+                if stored.is_ok() { Attempt::Written } else { Attempt::Unstored }
+            }
+            Err(LeafError::Code(SgxCode::NotTracked)) => Attempt::Untracked,
+            Err(_) => Attempt::Refused,
+        };
     }
 
     /// The linear address of a page, 0 for the SECS.
@@ -135,35 +176,53 @@ impl<M: Machine> Inner<M> {
     }
 
     /// Loads what EWB just produced back into the EPC page that it came from.
-    fn restore(&self, state: &mut State, transit: &EvictedPage, victim: &Victim, slot: SlotRef) -> Attempt {
-        let is_secs = victim.index == self.secs_index();
-        let addr = LinAddr(self.victim_addr(victim));
+    fn restore(&self, state: &State, transit: &EvictedPage, page: &mut Departure) {
+        let is_secs = page.victim.index == self.secs_index();
+        let addr = LinAddr(self.victim_addr(&page.victim));
         let secs = if is_secs { None } else { state.secs_page() };
-        match self.kernel.hw.eldu(victim.page, state.va.slot(slot), addr, secs, transit) {
-            Ok(()) => {
-                state.va.give_back(slot);
-                Attempt::Restored
-            }
-            Err(_) => Attempt::Lost(slot),
+        let restored = self.kernel.hw.eldu(page.victim.page, page.va_slot, addr, secs, transit);
+        page.attempt = if restored.is_ok() { Attempt::Restored } else { Attempt::Lost };
+    }
+
+    /// Records the outcome for child pages.
+    fn settle_all(&self, state: &mut State, pages: &[Departure], written: &mut [Written]) {
+        for (page, written) in pages.iter().zip(written) {
+            state.va.unpin(page.slot);
+            *written = self.settle(state, page);
         }
     }
 
     /// Records the outcome for a child page.
-    fn settle(&self, state: &mut State, victim: &Victim, attempt: &Attempt) -> Written {
-        let (place, written) = match *attempt {
-            Attempt::Written(slot) => (Place::Evicted(slot), Written::Gone),
-            Attempt::Lost(slot) => (Place::Lost(slot), Written::Gone),
-            Attempt::Restored => (Place::Resident(victim.page), Written::Kept),
-            Attempt::Untracked | Attempt::Refused => (Place::Blocked(victim.page), Written::Kept),
+    fn settle(&self, state: &mut State, page: &Departure) -> Written {
+        self.settle_slot(state, page);
+        let place = match page.attempt {
+            Attempt::Written => Place::Evicted(page.slot),
+            Attempt::Lost => Place::Lost(page.slot),
+            Attempt::Restored => Place::Resident(page.victim.page),
+            Attempt::Untracked | Attempt::Refused | Attempt::Unstored => Place::Blocked(page.victim.page),
         };
-        state.set_place(victim.index, place);
-        if written == Written::Gone {
-            state.resident -= 1;
+        state.set_place(page.victim.index, place);
+        if !page.has_left() {
+            return Written::Kept;
         }
-        if !matches!(attempt, Attempt::Written(_)) {
-            self.kernel.store.discard(self.id, victim.index);
+        state.resident -= 1;
+        Written::Gone
+    }
+
+    /// Records what the outcome means for slot and store, and tells of it.
+    fn settle_slot(&self, state: &mut State, page: &Departure) {
+        let addr = self.victim_addr(&page.victim);
+        if page.has_left() {
+            self.note(Event::Evict { addr, after: page.after });
+        } else {
+            state.va.give_back(page.slot);
         }
-        written
+        if page.attempt == Attempt::Lost {
+            self.note(Event::Lose { addr });
+        }
+        if page.attempt != Attempt::Written {
+            self.kernel.store.discard(self.id, page.victim.index);
+        }
     }
 
     /// Writes back the SECS of an enclave none of whose pages is in the EPC. If anything refuses, it stays.
@@ -173,19 +232,16 @@ impl<M: Machine> Inner<M> {
         if self.kernel.epc.is_poisoned(page) || self.kernel.store.reserve(self.id, index).is_err() {
             return;
         }
-        match self.attempt(state, transit, &Victim { page, index }, After::Nothing) {
-            Attempt::Written(slot) => {
-                state.secs = Some(Place::Evicted(slot));
-                self.kernel.free_secs(page);
-            }
-            Attempt::Lost(slot) => {
-                state.secs = Some(Place::Lost(slot));
-                self.kernel.store.discard(self.id, index);
-                self.kernel.free_secs(page);
-            }
-            Attempt::Restored | Attempt::Untracked | Attempt::Refused => {
-                self.kernel.store.discard(self.id, index);
-            }
+        let mut secs = Departure::new(state, Victim { page, index });
+        self.attempt(transit, &mut secs);
+        if secs.attempt == Attempt::Unstored {
+            self.restore(state, transit, &mut secs);
+        }
+        self.settle_slot(state, &secs);
+        if secs.has_left() {
+            let is_stored = secs.attempt == Attempt::Written;
+            state.secs = Some(if is_stored { Place::Evicted(secs.slot) } else { Place::Lost(secs.slot) });
+            self.kernel.free_secs(page);
         }
     }
 
@@ -201,32 +257,29 @@ impl<M: Machine> Inner<M> {
         index: u64,
         page: EpcPage,
     ) -> Result<EpcPage, LoadError> {
-        let victim = Victim { page, index };
-        let slot = state.va.take().expect("there is a slot for each page in the EPC");
-        let result = self.kernel.hw.ewb(page, state.va.slot(slot), transit);
+        let mut blocked = Departure::new(state, Victim { page, index });
+        let result = self.kernel.hw.ewb(page, blocked.va_slot, transit);
         if !matches!(result, Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied))) {
-            state.va.give_back(slot);
+            state.va.give_back(blocked.slot);
             self.etrack(state);
             return Err(LoadError::Busy(Obstacle::NotTracked));
         }
-        match self.restore(state, transit, &victim, slot) {
-            Attempt::Restored => {
-                state.set_place(index, Place::Resident(page));
-                Ok(page)
-            }
-            // The EPC page is invalid but still on the reclaimer's list, from which it can be taken only if no
-            // pass has it. A pass would find the page `Blocked` and be refused, again and again; so it is given
-            // up here, with the contents, which the processor refused to take back.
-            _ => {
-                if self.kernel.epc.unmark_reclaimable(page).is_ok() {
-                    state.set_place(index, Place::Lost(slot));
-                    state.resident -= 1;
-                    self.kernel.release(page);
-                    self.note(Event::Evict { addr: self.addr(index), after: After::Nothing });
-                    self.note(Event::Lose { addr: self.addr(index) });
-                }
-                Err(LoadError::Failed)
-            }
+        self.restore(state, transit, &mut blocked);
+        if blocked.attempt == Attempt::Restored {
+            state.va.give_back(blocked.slot);
+            state.set_place(index, Place::Resident(page));
+            return Ok(page);
         }
+        // The EPC page is invalid but still on the reclaimer's list, from which it can be taken only if no
+        // pass has it. A pass would find the page `Blocked` and be refused, again and again; so it is given
+        // up here, with the contents, which the processor refused to take back.
+        if self.kernel.epc.unmark_reclaimable(page).is_ok() {
+            state.set_place(index, Place::Lost(blocked.slot));
+            state.resident -= 1;
+            self.kernel.release(page);
+            self.note(Event::Evict { addr: self.addr(index), after: After::Nothing });
+            self.note(Event::Lose { addr: self.addr(index) });
+        }
+        Err(LoadError::Failed)
     }
 }

@@ -1,7 +1,10 @@
 //! Enclaves that nobody uses: they leave the EPC altogether, their version arrays included, and wake by themselves.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
 use usgx_driver::{Behaviour, Enclave, Errno, Prot};
-use usgx_testkit::{Image, Operation, Profile, SimCaller, SimMachine, System, Touch};
+use usgx_testkit::{Image, Operation, Profile, Refusable, SimCaller, SimMachine, System, Touch};
 
 const BASE: u64 = 0x7000_0000_0000;
 const RW: Prot = Prot::R.union(Prot::W);
@@ -55,6 +58,47 @@ fn a_version_array_goes_without_tracking_or_kicks() {
     let after = system.driver.stats();
     assert_eq!((after.va_evictions, enclave.stats().va_resident), (before.va_evictions + 1, 0));
     assert_eq!((after.etracks, after.kicks), (before.etracks, before.kicks), "nobody has it mapped");
+    system.check_invariants();
+}
+
+/// Ages everything but the last pages of an enclave of 540 data pages, which are in use.
+fn age_all_but_the_last(system: &System, enclave: &Enclave<SimMachine>) {
+    for _ in 0..4 {
+        for page in 520..=540 {
+            assert_eq!(system.read(enclave, addr(page)), Touch::Done(page));
+        }
+        for _ in 0..4 {
+            system.driver.ksgxd_pass();
+        }
+    }
+}
+
+#[test]
+fn a_version_array_stays_while_versions_are_on_their_way_into_it() {
+    let system = System::with_epc_pages(1024);
+    let enclave = system.build(&Image::data(BASE, 540));
+    while enclave.stats().resident > 60 {
+        system.driver.ksgxd_pass();
+    }
+    let world = Arc::new((system, enclave));
+    let (weak, has_run) = (Arc::downgrade(&world), AtomicBool::new(false));
+    world.0.refusals.before_evicting(move |leaf| {
+        if leaf == Refusable::Ewb && !has_run.swap(true, SeqCst) {
+            let world = weak.upgrade().expect("the test holds it");
+            age_all_but_the_last(&world.0, &world.1);
+            assert_eq!(
+                world.1.stats().va_resident,
+                2,
+                "pages of a pass have slots in one, the rest in the other"
+            );
+        }
+    });
+    let (system, enclave) = &*world;
+    assert!(system.driver.ksgxd_pass() > 0);
+    age_all_but_the_last(system, enclave);
+    assert_eq!(enclave.stats().va_resident, 1, "nobody needs the one whose slots are taken");
+    system.check_invariants();
+    check_data(system, enclave, BASE, 540);
     system.check_invariants();
 }
 

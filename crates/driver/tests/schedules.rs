@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use shuttle::rand::Rng;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use shuttle::thread::ThreadId;
 use shuttle::{Config, Runner, thread};
 use usgx_driver::{Behaviour, Enclave, Errno, FaultOutcome, Platform, Prot};
@@ -187,6 +188,11 @@ fn reclaimer(system: &System, passes: usize) {
     }
 }
 
+/// A point at which another thread may go on.
+fn step() {
+    AtomicBool::new(false).load(SeqCst);
+}
+
 /// All of it on one enclave, beside a second one that lives and dies meanwhile.
 fn everything(spare: u32, behaviour: Behaviour, change: Change) {
     let mut system = System::with_behaviour(NEEDED + spare + 2, Profile::default(), behaviour);
@@ -198,6 +204,7 @@ fn everything(spare: u32, behaviour: Behaviour, change: Change) {
         system.threads.enter(eid, 1);
     }
     let other = build(&system, OTHER);
+    system.refusals.before_evicting(|_| step());
 
     let left = Arc::new(Mutex::new([3, 4]));
     let result = Arc::clone(&left);
@@ -246,6 +253,7 @@ fn with_a_kill(spare: u32, behaviour: Behaviour) {
         system.threads.enter(eid, 1);
     }
     let other = build(&system, OTHER);
+    system.refusals.before_evicting(|_| step());
 
     let spawn = |work: Box<dyn FnOnce(&System) + Send>| {
         let system = Arc::clone(&system);

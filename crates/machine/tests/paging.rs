@@ -24,27 +24,38 @@ fn pattern(index: u64, version: u64) -> [u8; 4096] {
 fn churn(client: &Arc<TestClient>, image: &Image, seed: u64, rounds: u64) -> (TestThread, TestEnclave) {
     let mut thread = client.thread();
     let enclave = thread.build(image, false);
-    let count = image.pages.len() as u64 - 1;
-    let mut versions = vec![0; count as usize + 1];
+    churn_pages(&mut thread, &enclave, 1..image.pages.len() as u64, seed, rounds);
+    (thread, enclave)
+}
+
+/// Writes and checks pages of an enclave, which are this thread's alone, at random.
+fn churn_pages(
+    thread: &mut TestThread,
+    enclave: &TestEnclave,
+    pages: std::ops::Range<u64>,
+    seed: u64,
+    rounds: u64,
+) {
+    let count = pages.end - pages.start;
+    let mut versions = vec![0; count as usize];
     let (mut random, mut page) = (Random(seed), [0; 4096]);
-    for index in 1..=count {
-        thread.read_page(&enclave, index, &mut page);
+    for index in pages.clone() {
+        thread.read_page(enclave, index, &mut page);
         assert_eq!(page[..8], index.to_le_bytes(), "page {index} as it was added");
-        thread.write_page(&enclave, index, &pattern(index, 0));
+        thread.write_page(enclave, index, &pattern(index, 0));
     }
     for _ in 0..rounds {
         // Runs, as programs have them, and single pages.
-        let (start, run) = (1 + random.below(count), 1 + random.below(8));
-        for index in start..(start + run).min(count + 1) {
-            thread.read_page(&enclave, index, &mut page);
-            assert!(page == pattern(index, versions[index as usize]), "page {index}");
+        let (start, run) = (random.below(count), 1 + random.below(8));
+        for (index, version) in pages.clone().zip(&mut versions).skip(start as usize).take(run as usize) {
+            thread.read_page(enclave, index, &mut page);
+            assert!(page == pattern(index, *version), "page {index}");
             if random.below(2) == 0 {
-                versions[index as usize] += 1;
-                thread.write_page(&enclave, index, &pattern(index, versions[index as usize]));
+                *version += 1;
+                thread.write_page(enclave, index, &pattern(index, *version));
             }
         }
     }
-    (thread, enclave)
 }
 
 #[test]
@@ -111,6 +122,30 @@ fn a_machine_with_enough_free_pages_leaves_the_others_alone() {
     assert!((20..40).contains(&stats.epc_free_pages), "between the marks: {stats:#?}");
     assert_eq!((stats.reclaim_scans, stats.evictions), (0, 0), "{stats:#?}");
     drop((thread, client, enclave));
+    assert_empty(&machine);
+}
+
+#[test]
+fn threads_of_one_enclave_reclaim_beside_each_other() {
+    if skip() {
+        return;
+    }
+    let machine = machine(160);
+    let door = door(&machine);
+    let client = TestClient::connect(&door, [0; 2]);
+    let enclave = client.thread().build(&Image::data(fresh_base(), 400), false);
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            let (client, enclave) = (&client, &enclave);
+            // Ranges that meet in the middle of what a pass takes at once.
+            let pages = 1 + seed * 100..1 + (seed + 1) * 100;
+            scope.spawn(move || churn_pages(&mut client.thread(), enclave, pages, seed, 150));
+        }
+    });
+    let stats = machine.stats();
+    assert!(stats.evictions > 400 && stats.loads > 400, "it was paged: {stats:#?}");
+    drop(enclave);
+    drop(client);
     assert_empty(&machine);
 }
 

@@ -4,7 +4,7 @@
 //! others are the processor's own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use usgx_isa::layout::{Einittoken, Secinfo, Sigstruct};
@@ -38,20 +38,41 @@ struct Plan {
 }
 
 /// What will be refused. Cloning gives another reference.
-#[derive(Clone, Debug, Default)]
-pub struct Refusals(Arc<Mutex<Plan>>);
+#[derive(Clone, Default)]
+pub struct Refusals {
+    plan: Arc<Mutex<Plan>>,
+    before_evicting: Arc<OnceLock<Step>>,
+}
+
+type Step = Box<dyn Fn(Refusable) + Send + Sync>;
 
 impl Refusals {
+    /// Has each EBLOCK and EWB run `step` first. Of child pages the driver runs them without a lock, so a test can let
+    /// other threads go on there, or do what they might do.
+    ///
+    /// # Panics
+    /// If something is run there already.
+    pub fn before_evicting(&self, step: impl Fn(Refusable) + Send + Sync + 'static) {
+        assert!(self.before_evicting.set(Box::new(step)).is_ok(), "one step for a system");
+    }
+
+    fn pass_evicting(&self, leaf: Refusable) -> Result<(), Fault> {
+        if let Some(step) = self.before_evicting.get() {
+            step(leaf);
+        }
+        self.pass(leaf)
+    }
+
     /// Refuses `leaf` the `nth` time from now, counted from 1.
     pub fn refuse(&self, leaf: Refusable, nth: u64) {
-        let mut plan = self.0.lock();
+        let mut plan = self.plan.lock();
         let run = plan.calls.get(&leaf).copied().unwrap_or(0) + nth;
         plan.refused.entry(leaf).or_default().insert(run);
     }
 
     /// Counts a run of `leaf`, and refuses it if that was asked for.
     fn pass(&self, leaf: Refusable) -> Result<(), Fault> {
-        let mut plan = self.0.lock();
+        let mut plan = self.plan.lock();
         let run = plan.calls.entry(leaf).or_default();
         *run += 1;
         let run = *run;
@@ -125,7 +146,7 @@ impl Encls for Refusing {
     }
 
     fn eblock(&self, page: EpcPage) -> Result<(), LeafError> {
-        self.refusals.pass(Refusable::Eblock)?;
+        self.refusals.pass_evicting(Refusable::Eblock)?;
         self.hw.eblock(page)
     }
 
@@ -135,7 +156,7 @@ impl Encls for Refusing {
     }
 
     fn ewb(&self, page: EpcPage, slot: VaSlot, out: &mut EvictedPage) -> Result<LinAddr, LeafError> {
-        self.refusals.pass(Refusable::Ewb)?;
+        self.refusals.pass_evicting(Refusable::Ewb)?;
         self.hw.ewb(page, slot, out)
     }
 
