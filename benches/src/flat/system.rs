@@ -128,6 +128,8 @@ type Bytes = [u8; PAGE_SIZE];
 pub(super) struct Frames {
     shared: Vec<Mutex<Box<Bytes>>>,
     own: Vec<Mutex<Option<Box<Bytes>>>>,
+    /// Frames for pages to come that have their own, as a page that shares its frame costs no allocation either.
+    spare: Mutex<Vec<Box<Bytes>>>,
 }
 
 impl Frames {
@@ -137,7 +139,14 @@ impl Frames {
         Self {
             shared: (0..NR_FRAMES).map(|_| Mutex::new(Box::new(data))).collect(),
             own: (0..pages).map(|_| Mutex::default()).collect(),
+            spare: Mutex::default(),
         }
+    }
+
+    /// A frame for a page that has its own, with any contents.
+    fn take(&self) -> Box<Bytes> {
+        let spare = self.spare.lock().pop();
+        spare.unwrap_or_else(|| Box::new([0; PAGE_SIZE]))
     }
 
     fn shared(&self, page: EpcPage) -> &Mutex<Box<Bytes>> {
@@ -162,8 +171,14 @@ impl PageBytes for Frames {
             return;
         }
         let mut own = self.own[page.index()].lock();
-        own.get_or_insert_with(|| Box::new([0; PAGE_SIZE]))[offset..offset + bytes.len()]
-            .copy_from_slice(bytes);
+        let frame = own.get_or_insert_with(|| {
+            let mut frame = self.take();
+            if bytes.len() != PAGE_SIZE {
+                frame.fill(0);
+            }
+            frame
+        });
+        frame[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
 
     fn fill_zero(&self, page: EpcPage) {
@@ -171,7 +186,8 @@ impl PageBytes for Frames {
     }
 
     fn discard(&self, page: EpcPage) {
-        *self.own[page.index()].lock() = None;
+        let own = self.own[page.index()].lock().take();
+        self.spare.lock().extend(own);
     }
 }
 
