@@ -2,8 +2,8 @@
 //!
 //! Waking a thread that sleeps on an idle processor takes longer than most calls do: some 2 µs on a computer, 20 µs on a
 //! virtual machine. A thread that looks is not asleep, but it takes a processor, so it looks only where that is likely
-//! to pay: the partner runs on another processor, its last turn of this kind was shorter than [`LONGEST`], and there
-//! are two processors for each pair that is at work ([`Crowd`]). A wrong guess costs one `LONGEST`, or one wake-up, and
+//! to pay: the partner runs on another processor, its last turn of this kind took less than 50 µs, and there
+//! are two processors for each pair that is at work ([`Crowd`]). A wrong guess costs those 50 µs, or one wake-up, and
 //! corrects the next. The machine's workers decide for themselves and for their clients, which have no clock that is
 //! theirs to use; the benchmarks' floors do the same.
 
