@@ -12,17 +12,17 @@ use parking_lot::Mutex;
 
 /// Bytes of an evicted page: ciphertext and PCMD.
 pub(crate) const SLOT_SIZE: usize = 4096 + 128;
-/// Slots of a chunk. With one more, a chunk and the allocator's word before it would need another page, of which nothing
-/// else would be used.
-const CHUNK_SLOTS: usize = 62;
-/// Chunks that are kept though nothing is in them, at most: 64 MiB.
+/// Slots of a chunk. With their locks, and the words in front of them, they fill 58 pages but for a few bytes; other numbers
+/// would leave much of the last page unused.
+const CHUNK_SLOTS: usize = 56;
+/// Chunks that are kept though nothing is in them, at most: 58 MiB.
 const MAX_SPARE: usize = 256;
 /// All slots of a chunk in use.
 const FULL: u64 = (1 << CHUNK_SLOTS) - 1;
 
-/// The bytes of a slot, on cache lines of their own.
+/// The bytes of a slot. Aligned for copies, though not to cache lines: with its lock a slot would take one more.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(align(16))]
 pub(crate) struct Bytes(pub(crate) [u8; SLOT_SIZE]);
 
 /// The memory of a chunk.
