@@ -1,7 +1,6 @@
 //! Debuggers and tracers, in a run and beside it: what they see of a program is the program, and of its enclaves what the
 //! kernel would show.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,9 +8,12 @@ use libtest_mimic::Trial;
 use rustix::process::Signal;
 
 use super::invisible::printed_by;
-use super::{LONG, SHORT, Test, Verdict, expect, trial};
+use super::{LONG, SHORT, Test, Verdict, expect, may_not_trace, missing, trial};
 use crate::process::{self, Process};
 use crate::stage::{Link, Stage, User};
+
+const GDB: &str = "/usr/bin/gdb";
+const STRACE: &str = "/usr/bin/strace";
 
 /// What `inside peeking` prints of a debug enclave on an SGX machine, and of another one.
 const PEEKING: [(&str, &str); 2] = [
@@ -67,16 +69,16 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
                 trials.push(trial(stage, title, move |stage| peeking(stage, user, epc, name, output)));
             }
         }
-        let tests: [(&str, Test); 5] = [
-            ("gdb attaches", gdb_attaches),
-            ("gdb starts a program", gdb_starts),
-            ("gdb looks into enclaves", gdb_looks),
-            ("strace starts programs", strace),
-            ("strace starts programs in a PID namespace", strace_apart),
+        let tests: [(&str, &str, Test); 5] = [
+            ("gdb attaches", GDB, gdb_attaches),
+            ("gdb starts a program", GDB, gdb_starts),
+            ("gdb looks into enclaves", GDB, gdb_looks),
+            ("strace starts programs", STRACE, strace),
+            ("strace starts programs in a PID namespace", STRACE, strace_apart),
         ];
-        for (name, test) in tests {
+        for (name, tool, test) in tests {
             trials.push(trial(stage, format!("debuggers/{}/{name}", user.name()), move |stage| {
-                test(stage, user)
+                missing(tool).map_or_else(|| test(stage, user), Ok)
             }));
         }
     }
@@ -92,7 +94,7 @@ fn peeking(stage: &Stage, user: User, epc: &str, whose: &str, output: &str) -> R
     }
     let outcome = process::run(&mut command, b"", LONG)?;
     if outcome.end() == (Some(0), None) && outcome.text().ends_with("status 0x6200\n") {
-        return Ok(Verdict::Skipped("this host does not let a user trace a program of their own".to_owned()));
+        return Ok(may_not_trace());
     }
     expect(&outcome, 0, output)
 }
@@ -103,9 +105,6 @@ const PASS_ON: &str = "handle SIGSYS SIGILL SIGSEGV SIGBUS SIGFPE nostop noprint
 /// A debugger in the run starts a program, by way of a shell, and stops it where it is told to. What its runtime does
 /// for the program, exceptions of the enclave's included, stops nobody.
 fn gdb_starts(stage: &Stage, user: User) -> Result<Verdict> {
-    if !Path::new("/usr/bin/gdb").is_file() {
-        return Ok(Verdict::Skipped("gdb is not installed".to_owned()));
-    }
     let mut gdb = stage.run(user, &[], "gdb");
     gdb.args(["--nx", "--batch"]);
     for line in ["break main", "run", "print argc", "continue"] {
@@ -125,9 +124,6 @@ fn gdb_starts(stage: &Stage, user: User) -> Result<Verdict> {
 
 /// A debugger in the run reads and writes pages of a debug enclave, evicted ones as well, and of no other.
 fn gdb_looks(stage: &Stage, user: User) -> Result<Verdict> {
-    if !Path::new("/usr/bin/gdb").is_file() {
-        return Ok(Verdict::Skipped("gdb is not installed".to_owned()));
-    }
     let look = |arguments: &[&str]| {
         let mut gdb = stage.run(user, &["--epc", "256K"], "gdb");
         gdb.args(["--nx", "--batch"]);
@@ -176,9 +172,6 @@ fn strace_apart(stage: &Stage, user: User) -> Result<Verdict> {
 }
 
 fn traced_from(stage: &Stage, user: User, place: &[&str]) -> Result<Verdict> {
-    if !Path::new("/usr/bin/strace").is_file() {
-        return Ok(Verdict::Skipped("strace is not installed".to_owned()));
-    }
     let log = stage.home(user).join(format!("strace-{}.log", place.len()));
     let command = [place, &["strace", "-f", "-e", "trace=execve", "-o"]].concat();
     let mut strace = stage.run(user, &[], command[0]);
@@ -186,7 +179,7 @@ fn traced_from(stage: &Stage, user: User, place: &[&str]) -> Result<Verdict> {
     strace.args(["/bin/sh", "-c", "/bin/echo one; exec /bin/echo two"]);
     let outcome = process::run(&mut strace, b"", LONG)?;
     if outcome.errors().contains("Operation not permitted") && !outcome.errors().contains("usgx") {
-        return Ok(Verdict::Skipped("this host does not let a user trace a program of their own".to_owned()));
+        return Ok(may_not_trace());
     }
     let images = std::fs::read_to_string(&log).unwrap_or_default();
     let seen = images.lines().filter(|line| line.contains("execve") && line.ends_with("= 0")).count();
@@ -196,9 +189,6 @@ fn traced_from(stage: &Stage, user: User, place: &[&str]) -> Result<Verdict> {
 
 /// A debugger comes, looks at the program outside of the enclave, and goes; the program's work is right.
 fn gdb_attaches(stage: &Stage, user: User) -> Result<Verdict> {
-    if !Path::new("/usr/bin/gdb").is_file() {
-        return Ok(Verdict::Skipped("gdb is not installed".to_owned()));
-    }
     let mut program = stage.run(user, &[], stage.program("inside", Link::Dynamic));
     let mut program = Process::start(program.arg(stage.key()).arg("debugged"))?;
     program.wait_for("ready\n", SHORT)?;
@@ -219,7 +209,7 @@ fn gdb_attaches(stage: &Stage, user: User) -> Result<Verdict> {
     let outcome = process::run(&mut gdb, b"", LONG)?;
     let text = outcome.text();
     if outcome.errors().contains("ptrace") && outcome.errors().contains("not permitted") {
-        return Ok(Verdict::Skipped("this host does not let a user trace a program of their own".to_owned()));
+        return Ok(may_not_trace());
     }
     ensure!(
         text.contains("$1 = 1") && text.matches("Breakpoint 1, between").count() == 2,

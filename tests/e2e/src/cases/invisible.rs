@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 
 use super::selftests::{NOT_BUILT, tally};
 use super::transparency::same;
-use super::{LONG, SHORT, Test, Verdict, expect, trial};
+use super::{LONG, SHORT, Test, Verdict, expect, may_not_trace, trial};
 use crate::process::{self, Process};
 use crate::stage::{Link, Stage, User};
 
@@ -308,7 +308,7 @@ fn stepped(stage: &Stage, user: User, more: &[&str]) -> Result<Verdict> {
     stepper.arg(program.pid().to_string()).args(line.split_whitespace());
     let outcome = process::run(&mut stepper, b"", LONG)?;
     if outcome.text().starts_with("seize: Operation not permitted") {
-        return Ok(Verdict::Skipped("this host does not let a user trace a program of their own".to_owned()));
+        return Ok(may_not_trace());
     }
     expect(&outcome, 0, "reached 1, in the enclave 1\n")?;
     let verdict = "handled 1, inside 1, results wrong 0, contexts wrong 0, in between 0\n";

@@ -1,14 +1,13 @@
 //! Programs in other languages, whose runtimes live on signals, threads and child processes of their own: each does its
 //! work, and starts a program with an enclave.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
 use libtest_mimic::Trial;
 
 use super::invisible::printed_by;
-use super::{LONG, Verdict, expect, trial};
+use super::{LONG, Verdict, expect, missing, trial};
 use crate::process;
 use crate::stage::{Link, Stage, User};
 
@@ -89,17 +88,14 @@ pub(super) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         for (name, program, arguments) in LANGUAGES {
             let title = format!("languages/{}/{name}", user.name());
             trials.push(trial(stage, title, move |stage| {
-                language(stage, user, name, Path::new(program), arguments)
+                missing(program).map_or_else(|| language(stage, user, name, program, arguments), Ok)
             }));
         }
     }
     trials
 }
 
-fn language(stage: &Stage, user: User, name: &str, program: &Path, arguments: &[&str]) -> Result<Verdict> {
-    if !program.exists() {
-        return Ok(Verdict::Skipped(format!("{} is not installed", program.display())));
-    }
+fn language(stage: &Stage, user: User, name: &str, program: &str, arguments: &[&str]) -> Result<Verdict> {
     let home = stage.home(user);
     for (file, text) in [("Start.java", JAVA), ("start.go", GO)] {
         std::fs::write(home.join(file), text)?;

@@ -18,6 +18,7 @@ mod swap;
 mod transparency;
 mod trouble;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,6 +80,16 @@ fn trial(
         Ok(Verdict::Skipped(why)) => Ok(Completion::ignored_with(why)),
         Err(error) => Err(format!("{error:#}").into()),
     })
+}
+
+/// The verdict on a test that needs a program which is not here.
+fn missing(program: &str) -> Option<Verdict> {
+    (!Path::new(program).is_file()).then(|| Verdict::Skipped(format!("{program} is not installed")))
+}
+
+/// The verdict on a test that traces, where that is forbidden.
+fn may_not_trace() -> Verdict {
+    Verdict::Skipped("this host does not let a user trace a program of their own".to_owned())
 }
 
 /// Demands an exit status and a standard output.
