@@ -81,8 +81,9 @@ impl<H: Encls + 'static> Paged<H> {
     /// Builds them: each initialised with one page, to which it adds the others.
     fn new(mebibytes: usize, count: usize, processor: impl Fn(u32) -> H) -> Result<Self> {
         let epc = mebibytes << 20 >> 12;
-        let pages = ((epc + SURPLUS.min(4 * epc)) / count).saturating_sub(OWN_PAGES).max(LEAST_PAGES);
-        let (driver, parts) = system::build(u32::try_from(epc)?, processor);
+        let evicted = SURPLUS.min(4 * epc);
+        let pages = ((epc + evicted) / count).saturating_sub(OWN_PAGES).max(LEAST_PAGES);
+        let (driver, parts) = system::build(u32::try_from(epc)?, evicted, processor);
         let mut paged = Self { driver, parts, enclaves: Vec::with_capacity(count), wakes: 0 };
         let size = ((pages + 2) * PAGE_SIZE).next_power_of_two() as u64;
         let mut image = Image::data(size, 1);

@@ -35,12 +35,13 @@ pub(super) struct Parts {
     pub(super) store: Arc<Store>,
 }
 
-/// A system with an EPC of `pages` pages.
+/// A system with an EPC of `pages` pages, and `evicted` that are not in it. Both are powers of two.
 pub(super) fn build<H: Encls + 'static>(
     pages: u32,
+    evicted: usize,
     processor: impl Fn(u32) -> H,
 ) -> (Driver<Fixed<H>>, Parts) {
-    let (platform, store) = (Arc::new(SimPlatform::default()), Arc::new(Store::default()));
+    let (platform, store) = (Arc::new(SimPlatform::default()), Arc::new(Store::new(evicted)));
     let config = Config {
         sections: vec![SectionConfig { node: 0, first: EpcPage(0), pages }],
         sgx2: true,
@@ -117,12 +118,25 @@ impl AddressSpaces for NoSpaces {
     fn destroyed(&self, _: EnclaveId) {}
 }
 
-/// Frames that data pages share: 4 MiB, more than fits into a second-level cache.
-const NR_FRAMES: usize = 1024;
+/// Most frames that data pages share: 64 MiB, so that in the smallest EPC each has its own.
+const NR_FRAMES: usize = 1 << 14;
 /// The second word of every data page. No version in a VA page is odd, no address in an SECS.
 const DATA: [u8; 8] = 0x5a5a_5a5a_5a5a_5a5b_u64.to_le_bytes();
 
 type Bytes = [u8; PAGE_SIZE];
+
+/// Boxes that lie in memory in no order, as after long use. Otherwise the pages of a single enclave, which come and go
+/// in their order, would be neighbours, whose bytes and page table entries the computer fetches ahead; and how far
+/// the pages of many are from that would count as their cost.
+///
+/// `count` is a power of two.
+fn scattered<T: Clone>(count: usize, value: T) -> Vec<Box<T>> {
+    /// An odd number, so that its multiples meet each remainder once.
+    const STRIDE: usize = 40_503;
+    assert!(count.is_power_of_two());
+    let mut boxes: Vec<_> = (0..count).map(|_| Some(Box::new(value.clone()))).collect();
+    (0..count).filter_map(|place| boxes[place * STRIDE % count].take()).collect()
+}
 
 /// Contents of EPC pages. Data pages share a fixed set of frames; pages that the processor uses itself have their own.
 pub(super) struct Frames {
@@ -137,7 +151,7 @@ impl Frames {
         let mut data = [0x5a; PAGE_SIZE];
         data[8..16].copy_from_slice(&DATA);
         Self {
-            shared: (0..NR_FRAMES).map(|_| Mutex::new(Box::new(data))).collect(),
+            shared: scattered(NR_FRAMES.min(pages as usize), data).into_iter().map(Mutex::new).collect(),
             own: (0..pages).map(|_| Mutex::default()).collect(),
             spare: Mutex::default(),
         }
@@ -150,7 +164,7 @@ impl Frames {
     }
 
     fn shared(&self, page: EpcPage) -> &Mutex<Box<Bytes>> {
-        &self.shared[page.index() % NR_FRAMES]
+        &self.shared[page.index() % self.shared.len()]
     }
 }
 
@@ -206,13 +220,18 @@ struct Shelf {
 }
 
 /// A store in memory.
-#[derive(Default)]
 pub(super) struct Store {
     shelf: Mutex<Shelf>,
     moved: AtomicU64,
 }
 
 impl Store {
+    /// With room for so many pages; for more it takes it when they come.
+    fn new(pages: usize) -> Self {
+        let spare = scattered(pages, ([0; PAGE_SIZE], Pcmd::default()));
+        Self { shelf: Mutex::new(Shelf { spare, ..Shelf::default() }), moved: AtomicU64::new(0) }
+    }
+
     /// How many pages were put and got.
     pub(super) fn moved(&self) -> u64 {
         self.moved.load(Relaxed)
