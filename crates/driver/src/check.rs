@@ -65,7 +65,7 @@ impl<M: Machine> Inner<M> {
             }
             assert_eq!(epc.state(page), PageState::Active, "page {index} is reclaimable");
             let (owner, number) = epc.owner(page).expect("a reclaimable page has an owner");
-            assert!(owner.0.ptr_eq(&self.this) && number == index, "the owner of page {index}");
+            assert!(owner == self.owner && number == index, "the owner of page {index}");
         }
         assert_eq!(count, state.page_count, "pages and page count");
         assert_eq!(resident, state.resident, "pages in the EPC and their count");
@@ -75,7 +75,7 @@ impl<M: Machine> Inner<M> {
             match epc.owner(page) {
                 Some((owner, number)) => {
                     assert_eq!(epc.state(page), PageState::Active, "VA page {va} is reclaimable");
-                    assert!(owner.0.ptr_eq(&self.this) && number == self.secs_index() + 1 + u64::from(va));
+                    assert!(owner == self.owner && number == self.secs_index() + 1 + u64::from(va));
                 }
                 None => assert_eq!(epc.state(page), PageState::Owned, "VA page {va} is not reclaimable"),
             }

@@ -165,8 +165,7 @@ impl<M: Machine> Driver<M> {
     /// use bring their pages back meanwhile, so it ends after a number of rounds in any case.
     pub fn shrink(&self) -> usize {
         let before = self.free_pages();
-        // What a first round finds young is old in the second, and an enclave's VA pages go in the rounds after that of
-        // its last page.
+        // An enclave's VA pages go in the rounds after that of its last page.
         let mut vain = 0;
         for _ in 0..SHRINK_ROUNDS {
             vain = if self.0.epc.reclaim_round() == 0 { vain + 1 } else { 0 };

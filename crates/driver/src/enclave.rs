@@ -8,11 +8,12 @@
 use alloc::sync::{Arc, Weak};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-use usgx_epc::{OrderedGuard, OrderedMutex};
+use usgx_epc::{OrderedGuard, OrderedMutex, OwnerId};
 use usgx_isa::EpcPage;
 
 use crate::driver::{Kernel, MutexOf, rank};
 use crate::event::Event;
+use crate::owner::Owner;
 use crate::page::Place;
 use crate::seams::{AddressSpaces, BackingStore, EnclaveId, Machine};
 use crate::state::{DEBUG, State};
@@ -33,7 +34,8 @@ pub(crate) type Guard<'a, M> = OrderedGuard<'a, <M as Machine>::Platform, State>
 pub(crate) struct Inner<M: Machine> {
     pub(crate) id: EnclaveId,
     pub(crate) kernel: Arc<Kernel<M>>,
-    pub(crate) this: Weak<Self>,
+    /// What the EPC manager calls it.
+    pub(crate) owner: OwnerId,
     /// An ioctl runs.
     pub(crate) in_ioctl: AtomicBool,
     phase: AtomicU8,
@@ -47,8 +49,8 @@ impl<M: Machine> Inner<M> {
     pub(crate) fn new(id: EnclaveId, kernel: Arc<Kernel<M>>) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             id,
+            owner: kernel.epc.add_owner(Owner(Weak::clone(this))),
             kernel,
-            this: Weak::clone(this),
             in_ioctl: AtomicBool::new(false),
             phase: AtomicU8::new(Phase::Fresh as u8),
             base: AtomicU64::new(0),
@@ -161,6 +163,7 @@ impl<M: Machine> Drop for Inner<M> {
         if state.secs.is_some() {
             kernel.store.destroy(self.id);
         }
+        kernel.epc.remove_owner(self.owner);
         // Last: whoever is told so may add up what the others have.
         M::observe(&kernel.platform, self.id, &Event::Destroy { counts: &self.tally.read() });
     }

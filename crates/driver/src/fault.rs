@@ -9,7 +9,6 @@ use usgx_isa::{Encls, EpcPage, LinAddr};
 
 use crate::enclave::{Enclave, Inner, Phase};
 use crate::event::{Event, FaultEnd};
-use crate::owner::Owner;
 use crate::page::{PageKind, Place, Prot};
 use crate::paging::LoadError;
 use crate::patience::Supply;
@@ -132,7 +131,7 @@ impl<M: Machine> Inner<M> {
         }
         state.add(index, page, Prot::all(), PageKind::Reg);
         self.list_va_pages(state);
-        kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
+        kernel.epc.mark_reclaimable(page, self.owner, index);
         self.note(Event::Augment { addr: self.addr(index) });
         Ok(())
     }

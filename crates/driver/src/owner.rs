@@ -10,24 +10,18 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec;
 use alloc::vec::Vec;
 
-use usgx_epc::{Age, HeldOwner, PageOwner, Victim, Written};
+use usgx_epc::{Age, HeldOwner, PageOwner, Used, Victim, Written};
 use usgx_isa::{Encls, EpcPage};
 
 use crate::enclave::Inner;
 use crate::page::Place;
 use crate::seams::{AddressSpaces, BackingStore, Machine};
 
-/// The reference to its enclave that a reclaimable page keeps.
+/// An enclave as the EPC manager knows it.
 pub(crate) struct Owner<M: Machine>(pub(crate) Weak<Inner<M>>);
 
 /// An enclave that lives until a reclaim pass is through.
 pub(crate) struct Held<M: Machine>(Arc<Inner<M>>);
-
-impl<M: Machine> Clone for Owner<M> {
-    fn clone(&self) -> Self {
-        Self(Weak::clone(&self.0))
-    }
-}
 
 impl<M: Machine> PageOwner for Owner<M> {
     type Held = Held<M>;
@@ -49,13 +43,15 @@ impl<M: Machine> Held<M> {
     }
 
     /// Tells the age of child pages, and makes room in the store for the old ones.
-    fn age_children(&self, victims: &[Victim], ages: &mut [Age]) {
+    fn age_children(&self, victims: &[Victim], used: Used, ages: &mut [Age]) {
         if victims.is_empty() {
             return;
         }
         let (id, kernel) = (self.0.id, &self.0.kernel);
         let mut young = vec![false; victims.len()];
-        kernel.spaces.test_and_clear_young(id, &self.located(victims), &mut young);
+        if used == Used::Spared {
+            kernel.spaces.test_and_clear_young(id, &self.located(victims), &mut young);
+        }
         for ((victim, young), age) in victims.iter().zip(young).zip(ages) {
             *age = if young {
                 Age::Young
@@ -69,20 +65,16 @@ impl<M: Machine> Held<M> {
 }
 
 impl<M: Machine> HeldOwner for Held<M> {
-    fn id(&self) -> u64 {
-        self.0.id.0
-    }
-
-    fn age(&self, victims: &[Victim], ages: &mut [Age]) {
+    fn age(&self, victims: &[Victim], used: Used, ages: &mut [Age]) {
         let (victims, va_pages) = self.split(victims);
         let (ages, va_ages) = ages.split_at_mut(victims.len());
-        self.age_children(victims, ages);
+        self.age_children(victims, used, ages);
         if va_pages.is_empty() && !ages.contains(&Age::Old) {
             return;
         }
         let mut state = self.0.lock();
         for (victim, age) in va_pages.iter().zip(va_ages) {
-            *age = self.0.age_va(&mut state, victim);
+            *age = self.0.age_va(&mut state, victim, used);
         }
         for (victim, _) in victims.iter().zip(ages).filter(|(_, age)| **age == Age::Old) {
             state.set_place(victim.index, Place::Reclaiming(victim.page));

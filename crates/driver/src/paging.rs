@@ -11,7 +11,6 @@ use usgx_isa::{Encls, EpcPage, LeafError, LinAddr, SgxCode};
 use crate::enclave::Inner;
 use crate::errno::Errno;
 use crate::event::Event;
-use crate::owner::Owner;
 use crate::page::{Place, Prot, SlotRef};
 use crate::patience::{Obstacle, Supply};
 use crate::seams::{BackingStore, Machine, StoreError};
@@ -111,7 +110,7 @@ impl<M: Machine> Inner<M> {
                     Ok(page) => {
                         state.set_place(index, Place::Resident(page));
                         state.resident += 1;
-                        self.kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
+                        self.kernel.epc.mark_reclaimable(page, self.owner, index);
                         Ok(page)
                     }
                     Err(Refusal::For(error)) => Err(error),

@@ -10,13 +10,12 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use usgx_epc::{Age, Reclaim, Victim, Written};
+use usgx_epc::{Age, Reclaim, Used, Victim, Written};
 use usgx_isa::{Encls, EpcPage, EvictedPage, LeafError, LinAddr, SgxCode, VaSlot};
 
 use crate::driver::Kernel;
 use crate::enclave::Inner;
 use crate::event::Event;
-use crate::owner::Owner;
 use crate::paging::LoadError;
 use crate::patience::Supply;
 use crate::roots::Roots;
@@ -154,7 +153,7 @@ impl<M: Machine> Inner<M> {
         }
         let first = self.va_index(0);
         state.va.list(|va, page| {
-            self.kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), first + u64::from(va));
+            self.kernel.epc.mark_reclaimable(page, self.owner, first + u64::from(va));
         });
     }
 
@@ -170,9 +169,9 @@ impl<M: Machine> Inner<M> {
     }
 
     /// Tells the age of a VA page.
-    pub(crate) fn age_va(&self, state: &mut State, victim: &Victim) -> Age {
+    pub(crate) fn age_va(&self, state: &mut State, victim: &Victim, used: Used) -> Age {
         let va = self.va_number(victim.index);
-        if state.va.test_and_clear_young(va) {
+        if used == Used::Spared && state.va.test_and_clear_young(va) {
             return Age::Young;
         }
         // With the last child gone the SECS goes too, right before the VA pages.

@@ -12,6 +12,7 @@ use crate::lru::Lru;
 use crate::nodes::Nodes;
 use crate::order::{OrderedMutex, Rank};
 use crate::owner::PageOwner;
+use crate::owners::OwnerId;
 use crate::platform::Platform;
 use crate::poison::Poison;
 use crate::policy::{Marks, Policy};
@@ -108,8 +109,23 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         self.counters.leaked.fetch_add(1, Relaxed);
     }
 
+    /// Makes an owner known, so that pages can be made reclaimable as its own.
+    pub fn add_owner(&self, owner: O) -> OwnerId {
+        self.lru.lock().owners.add(owner)
+    }
+
+    /// Forgets an owner, in its destruction: all its pages have been freed or taken back.
+    ///
+    /// # Panics
+    /// If a page of it is still reclaimable.
+    pub fn remove_owner(&self, id: OwnerId) {
+        let owner = self.lru.lock().owners.remove(id);
+        // Not under the lock, as nobody knows what that does.
+        drop(owner);
+    }
+
     /// Lets reclaim passes have `page`, as the newest one, unless it is broken. `index` is the owner's name for it.
-    pub fn mark_reclaimable(&self, page: EpcPage, owner: O, index: u64) {
+    pub fn mark_reclaimable(&self, page: EpcPage, owner: OwnerId, index: u64) {
         let mut lru = self.lru.lock();
         if self.poison.has(page) {
             return;
@@ -185,9 +201,9 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         self.states.get(page.index()).map_or(PageState::Outside, StateCell::get)
     }
 
-    /// The owner of a page that is reclaimable or in reclaim, and the owner's number for it.
-    pub fn owner(&self, page: EpcPage) -> Option<(O, u64)> {
-        self.lru.lock().owner(page).cloned()
+    /// The owner of a page that is reclaimable or in reclaim, and the owner's name for it.
+    pub fn owner(&self, page: EpcPage) -> Option<(OwnerId, u64)> {
+        self.lru.lock().owner(page)
     }
 
     /// Counts the pages in each state and compares with the lists and counters.

@@ -23,6 +23,7 @@
 extern crate alloc;
 
 mod allocate;
+mod batch;
 mod counters;
 mod epc;
 mod given_away;
@@ -30,6 +31,7 @@ mod lru;
 mod nodes;
 mod order;
 mod owner;
+mod owners;
 mod platform;
 mod poison;
 mod policy;
@@ -41,7 +43,8 @@ pub use allocate::{AllocError, Reclaim};
 pub use counters::{EpcStats, NodeStats};
 pub use epc::{Epc, InReclaim, SectionConfig};
 pub use order::{HeldLocks, OrderedGuard, OrderedMutex, Rank, check_none_held};
-pub use owner::{Age, HeldOwner, PageOwner, Victim, Written};
+pub use owner::{Age, HeldOwner, PageOwner, Used, Victim, Written};
+pub use owners::OwnerId;
 pub use platform::Platform;
 pub use poison::{NotEpc, Poisoned};
 pub use policy::Policy;

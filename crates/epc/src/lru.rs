@@ -2,51 +2,64 @@
 //!
 //! One doubly linked list through an array with an entry for each page of the EPC, so that a page is taken
 //! out of the middle in constant time and nothing is allocated. The owner of a page is known from the moment
-//! it becomes reclaimable until it is freed or taken back. Everything here is protected by the `lru` lock.
+//! it becomes reclaimable until it is freed or taken back. Everything here is protected by the `lru` lock, the owners
+//! included.
 
 use alloc::boxed::Box;
 
 use usgx_isa::EpcPage;
 
+use crate::owners::{OwnerId, Owners};
+
 /// "No page" in a link. The EPC never has that many pages (that would be 16 TiB).
 const NONE: u32 = u32::MAX;
 
-struct Entry<O> {
+struct Entry {
     prev: u32,
     next: u32,
-    owner: Option<(O, u64)>,
+    owner: Option<OwnerId>,
+    /// The owner's name for the page.
+    index: u64,
 }
 
 /// The active list.
 pub(crate) struct Lru<O> {
-    entries: Box<[Entry<O>]>,
+    entries: Box<[Entry]>,
+    pub(crate) owners: Owners<O>,
     head: u32,
     tail: u32,
     len: usize,
 }
 
-impl<O: Clone> Lru<O> {
+impl<O> Lru<O> {
     pub(crate) fn new(pages: usize) -> Self {
-        let entries = (0..pages).map(|_| Entry { prev: NONE, next: NONE, owner: None }).collect();
-        Self { entries, head: NONE, tail: NONE, len: 0 }
+        let entries = (0..pages).map(|_| Entry { prev: NONE, next: NONE, owner: None, index: 0 }).collect();
+        Self { entries, owners: Owners::new(), head: NONE, tail: NONE, len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Records who owns `page`.
-    pub(crate) fn set_owner(&mut self, page: EpcPage, owner: O, index: u64) {
-        self.entries[page.index()].owner = Some((owner, index));
+    /// Records who owns `page`, of which no owner is known.
+    pub(crate) fn set_owner(&mut self, page: EpcPage, owner: OwnerId, index: u64) {
+        let entry = &mut self.entries[page.index()];
+        debug_assert_eq!(entry.owner, None, "the owner of {page:?}");
+        (entry.owner, entry.index) = (Some(owner), index);
+        self.owners.note_page(owner);
     }
 
     /// Forgets who owned `page`, which is on no list.
     pub(crate) fn clear_owner(&mut self, page: EpcPage) {
-        self.entries[page.index()].owner = None;
+        if let Some(owner) = self.entries[page.index()].owner.take() {
+            self.owners.note_page_gone(owner);
+        }
     }
 
-    pub(crate) fn owner(&self, page: EpcPage) -> Option<&(O, u64)> {
-        self.entries[page.index()].owner.as_ref()
+    /// Who owns `page`, and the owner's name for it.
+    pub(crate) fn owner(&self, page: EpcPage) -> Option<(OwnerId, u64)> {
+        let entry = &self.entries[page.index()];
+        entry.owner.map(|owner| (owner, entry.index))
     }
 
     pub(crate) fn push_back(&mut self, page: EpcPage) {

@@ -11,8 +11,17 @@ use usgx_isa::EpcPage;
 pub struct Victim {
     /// The EPC page.
     pub page: EpcPage,
-    /// The number the owner gave when it made the page reclaimable.
+    /// The owner's name for the page, given when it became reclaimable.
     pub index: u64,
+}
+
+/// What becomes of pages that were used since a pass last looked at them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Used {
+    /// They are [`Age::Young`], and stay.
+    Spared,
+    /// They go like all others, and nobody needs to look.
+    Taken,
 }
 
 /// What ageing found out about a page.
@@ -40,24 +49,19 @@ pub enum Written {
     Kept,
 }
 
-/// A weak reference to the owner of reclaimable pages.
-///
-/// It is kept for each page and must not keep the owner alive.
-pub trait PageOwner: Clone + Send + Sync + 'static {
+/// A weak reference to an owner of reclaimable pages: one for all its pages, which must not keep it alive.
+pub trait PageOwner: Send + Sync + 'static {
     /// A reference that keeps the owner alive until it is dropped, which may destroy the owner.
     type Held: HeldOwner;
 
-    /// Takes a reference, unless the owner is being destroyed. Takes no lock.
+    /// Takes a reference, unless the owner is being destroyed. Takes no lock. Once or a few times in a pass.
     fn get(&self) -> Option<Self::Held>;
 }
 
 /// An owner that stays for the length of a reclaim pass. No lock of this crate is held in any call.
 pub trait HeldOwner: Send {
-    /// A number that tells owners apart.
-    fn id(&self) -> u64;
-
     /// Tells the age of each page, and starts the reclaim of the old ones.
-    fn age(&self, victims: &[Victim], ages: &mut [Age]);
+    fn age(&self, victims: &[Victim], used: Used, ages: &mut [Age]);
 
     /// Takes pages that are being reclaimed out of all address spaces, and blocks them.
     fn block(&self, victims: &[Victim]);

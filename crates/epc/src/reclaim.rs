@@ -2,20 +2,20 @@
 //!
 //! The batch moves `Isolated` → `Marked` → `Blocked` → written, each a type that the next step consumes, so no
 //! page is written back that was not blocked and none is blocked that its owner did not agree to give. Pages
-//! are handled in groups of one owner. No lock is held in any call to an owner. A pass holds every
-//! owner alive; dropping the last reference to one at the end of a pass destroys it here.
+//! are handled in groups of one owner. No lock is held in any call to an owner but [`PageOwner::get`]. A pass holds
+//! every owner alive; dropping the last reference to one at the end of a pass destroys it here.
 //! Called by `ksgxd`, by allocations without a free page, and by the SGX2 ioctls when pages are few.
 
-use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use usgx_isa::EpcPage;
 
+use crate::batch::Batch;
 use crate::epc::Epc;
 use crate::lru::Lru;
 use crate::order::check_none_held;
-use crate::owner::{Age, HeldOwner, PageOwner, Victim, Written};
+use crate::owner::{Age, HeldOwner, PageOwner, Used, Victim, Written};
 use crate::platform::Platform;
 use crate::state::PageState;
 
@@ -23,40 +23,30 @@ use crate::state::PageState;
 /// enclave.
 pub const BATCH: usize = 16;
 
-/// A page that the pass has taken off the list.
-struct Entry<H> {
-    owner: H,
-    victim: Victim,
-    /// Its place in the list, for going back in the same order.
-    order: usize,
+/// Pages off the list.
+struct Isolated<H> {
+    batch: Batch<H>,
+    /// Their places in the list, for going back in the same order.
+    order: Vec<usize>,
 }
-
-/// Pages off the list, sorted by owner and index.
-struct Isolated<H>(Vec<Entry<H>>);
 /// Pages that their owners are ready to give up, and nobody can map any more.
-struct Marked<H>(Vec<Entry<H>>);
+struct Marked<H>(Batch<H>);
 /// Marked pages that are in no address space and blocked.
-struct Blocked<H>(Vec<Entry<H>>);
-
-/// Calls `each` with every group of entries that have one owner.
-fn for_each_owner<H: HeldOwner>(entries: &[Entry<H>], mut each: impl FnMut(&H, &[Victim], usize)) {
-    let mut start = 0;
-    for group in entries.chunk_by(|a, b| a.owner.id() == b.owner.id()) {
-        let victims: Vec<Victim> = group.iter().map(|entry| entry.victim).collect();
-        each(&group[0].owner, &victims, start);
-        start += group.len();
-    }
-}
+struct Blocked<H>(Batch<H>);
 
 impl<P: Platform, O: PageOwner> Epc<P, O> {
     /// Looks at a batch of pages and reclaims those that were not used; returns how many it freed.
     pub fn reclaim_pass(&self) -> usize {
+        self.pass(Used::Spared)
+    }
+
+    fn pass(&self, used: Used) -> usize {
         check_none_held::<P>("a reclaim pass");
         self.counters.passes.fetch_add(1, Relaxed);
         self.platform.reclaim_begins();
         let isolated = self.isolate();
-        let looked_at = isolated.0.len();
-        let freed = isolated.age(self).block().write(self);
+        let looked_at = isolated.order.len();
+        let freed = isolated.age(self, used).block().write(self);
         self.platform.reclaim_ends(looked_at, freed);
         // Release: pairs with the Acquire of whoever waits for this pass, and then looks for its pages.
         self.counters.ended.fetch_add(1, Release);
@@ -64,13 +54,13 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         freed
     }
 
-    /// As many passes as it takes to look at every page that is on the list now; returns how many they freed. If it was
-    /// none, and another pass is at work, which may put pages back, waits for that one.
+    /// As many passes as it takes to look at every page that is on the list now and to reclaim it, used or not; returns
+    /// how many they freed. If it was none, and another pass is at work, which may put pages back, waits for that one.
     pub fn reclaim_round(&self) -> usize {
         let (active, start) = (self.lru.lock().len() as u64, self.counters.scanned.load(Relaxed));
         let mut freed = 0;
         while self.counters.scanned.load(Relaxed) - start < active && self.can_reclaim() {
-            freed += self.reclaim_pass();
+            freed += self.pass(Used::Taken);
         }
         let seen = self.passes_ended();
         if freed == 0 && !self.is_quiet_since(seen) {
@@ -114,29 +104,31 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         let missing = self.marks.high.saturating_sub(self.counters.free());
         let mut lru = self.lru.lock();
         let batch = self.policy.batch(missing, lru.len());
-        let (mut entries, mut scanned) = (Vec::with_capacity(batch), 0);
+        let (mut found, mut owners, mut scanned) = (Vec::with_capacity(batch), Vec::new(), 0);
         for order in 0..batch {
             let Some(page) = lru.pop_front() else { break };
             scanned += 1;
             let state = &self.states[page.index()];
-            let (owner, index) = lru.owner(page).expect("a page on the list has an owner");
-            match owner.get() {
-                Some(owner) => {
-                    entries.push(Entry { owner, victim: Victim { page, index: *index }, order });
-                    state.change(PageState::Active, PageState::Reclaiming);
-                }
-                None => {
+            let (id, index) = lru.owner(page).expect("a page on the list has an owner");
+            // One reference for a run of its pages.
+            if owners.last().is_none_or(|(last, _)| *last != id) {
+                let Some(owner) = lru.owners.get(id).get() else {
                     // The destruction of its owner frees it; it counts as one of the batch all the same.
                     lru.clear_owner(page);
                     state.change(PageState::Active, PageState::Owned);
-                }
+                    continue;
+                };
+                owners.push((id, owner));
             }
+            found.push((id, Victim { page, index }, order));
+            state.change(PageState::Active, PageState::Reclaiming);
         }
         // With the lock held: who finds the pages gone finds them counted.
         self.counters.scanned.fetch_add(scanned, Relaxed);
         drop(lru);
-        entries.sort_by_key(|entry| (entry.owner.id(), entry.victim.index));
-        Isolated(entries)
+        found.sort_unstable_by_key(|(id, victim, _)| (*id, victim.index));
+        let victims = found.iter().map(|(id, victim, _)| (*id, *victim));
+        Isolated { batch: Batch::new(owners, victims), order: found.iter().map(|found| found.2).collect() }
     }
 
     /// Puts pages back on the list, as the newest ones; broken ones stay with their owners for good.
@@ -154,11 +146,9 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
 }
 
 impl<H: HeldOwner> Isolated<H> {
-    fn age<P: Platform, O: PageOwner<Held = H>>(self, epc: &Epc<P, O>) -> Marked<H> {
-        let mut ages = vec![Age::Young; self.0.len()];
-        for_each_owner(&self.0, |owner, victims, start| {
-            owner.age(victims, &mut ages[start..start + victims.len()]);
-        });
+    fn age<P: Platform, O: PageOwner<Held = H>>(self, epc: &Epc<P, O>, used: Used) -> Marked<H> {
+        let Self { mut batch, order } = self;
+        let ages = batch.ask(Age::Young, |owner, victims, ages| owner.age(victims, used, ages));
         let count = |kind| ages.iter().filter(|age| **age == kind).count();
         let (young, refused, needed) = (count(Age::Young), count(Age::Refused), count(Age::Needed));
         epc.counters.young.fetch_add(young as u64, Relaxed);
@@ -167,45 +157,41 @@ impl<H: HeldOwner> Isolated<H> {
         // Where others of the batch were young the next pass may find these free to go.
         let in_vain = refused + if young == 0 { needed } else { 0 };
         epc.counters.refused_in_vain.fetch_add(in_vain, Relaxed);
-        let (mut kept, mut marked) = (Vec::new(), Vec::with_capacity(self.0.len()));
-        for (entry, age) in self.0.into_iter().zip(ages) {
-            match age {
-                Age::Old => marked.push(entry),
-                Age::Young | Age::Needed | Age::Refused => kept.push(entry),
-            }
-        }
-        kept.sort_by_key(|entry: &Entry<H>| entry.order);
-        epc.put_back(kept.iter().map(|entry| entry.victim.page));
-        Marked(marked)
+        let is_old: Vec<bool> = ages.iter().map(|age| *age == Age::Old).collect();
+        let pages = batch.victims().iter().map(|victim| victim.page);
+        let mut kept: Vec<_> = order.into_iter().zip(pages).zip(&is_old).filter(|(_, old)| !**old).collect();
+        kept.sort_unstable_by_key(|((order, _), _)| *order);
+        epc.put_back(kept.iter().map(|((_, page), _)| *page));
+        batch.retain(&is_old);
+        Marked(batch)
     }
 }
 
 impl<H: HeldOwner> Marked<H> {
     fn block(self) -> Blocked<H> {
-        for_each_owner(&self.0, |owner, victims, _| owner.block(victims));
+        self.0.for_each_owner(HeldOwner::block);
         Blocked(self.0)
     }
 }
 
 impl<H: HeldOwner> Blocked<H> {
     fn write<P: Platform, O: PageOwner<Held = H>>(self, epc: &Epc<P, O>) -> usize {
-        let mut written = vec![Written::Kept; self.0.len()];
-        for_each_owner(&self.0, |owner, victims, start| {
-            owner.write(victims, &mut written[start..start + victims.len()]);
-        });
-        let outcome = || self.0.iter().map(|entry| entry.victim.page).zip(written.iter().copied());
-        let gone = || outcome().filter(|(_, w)| *w == Written::Gone).map(|(page, _)| page);
-        let kept = outcome().filter(|(_, w)| *w == Written::Kept).count();
+        let written = self.0.ask(Written::Kept, HeldOwner::write);
+        let those = |kind| {
+            let outcome = self.0.victims().iter().zip(&written);
+            outcome.filter(move |(_, written)| **written == kind).map(|(victim, _)| victim.page)
+        };
+        let kept = those(Written::Kept).count();
         epc.counters.refused_in_vain.fetch_add(kept, Relaxed);
         epc.counters.kept.fetch_add(kept as u64, Relaxed);
-        epc.put_back(outcome().filter(|(_, w)| *w == Written::Kept).map(|(page, _)| page));
+        epc.put_back(those(Written::Kept));
         {
             let mut lru = epc.lru.lock();
-            gone().for_each(|page| epc.leave_pass(&mut lru, page));
+            those(Written::Gone).for_each(|page| epc.leave_pass(&mut lru, page));
         }
-        epc.free_all(gone());
-        let freed = gone().count();
-        epc.counters.reclaimed.fetch_add((self.0.len() - kept) as u64, Relaxed);
+        epc.free_all(those(Written::Gone));
+        let freed = those(Written::Gone).count();
+        epc.counters.reclaimed.fetch_add((written.len() - kept) as u64, Relaxed);
         // Only now, with every page where it belongs, may the owners go.
         freed
     }

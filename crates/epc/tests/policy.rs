@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use usgx_cpu::{ArenaBytes, FuseKeys, LogicalProcessors, Processor, Profile};
 use usgx_epc::{
     Age, AllocError, BATCH, Epc, HeldLocks, HeldOwner, InReclaim, NodeStats, NotEpc, PageOwner, PageState,
-    Platform, Poisoned, Policy, Reclaim, SectionConfig, Victim, Written,
+    Platform, Poisoned, Policy, Reclaim, SectionConfig, Used, Victim, Written,
 };
 use usgx_isa::layout::Secinfo;
 use usgx_isa::{Encls, EpcPage, LinAddr, Page};
@@ -56,7 +56,6 @@ struct Notes {
     written: Mutex<Vec<u64>>,
 }
 
-#[derive(Clone)]
 struct Owner(Weak<Notes>);
 
 struct Held(Arc<Notes>);
@@ -70,13 +69,12 @@ impl PageOwner for Owner {
 }
 
 impl HeldOwner for Held {
-    fn id(&self) -> u64 {
-        Arc::as_ptr(&self.0) as u64
-    }
-
-    fn age(&self, victims: &[Victim], ages: &mut [Age]) {
+    fn age(&self, victims: &[Victim], used: Used, ages: &mut [Age]) {
         for (victim, age) in victims.iter().zip(ages) {
-            *age = self.0.ages.lock().remove(&victim.index).unwrap_or(Age::Old);
+            *age = match (self.0.ages.lock().remove(&victim.index), used) {
+                (None, _) | (Some(Age::Young), Used::Taken) => Age::Old,
+                (Some(age), _) => age,
+            };
         }
     }
 
@@ -127,10 +125,11 @@ fn epc(pages: u32) -> (TestEpc, Arc<TestPlatform>, Arc<Notes>) {
 
 /// Allocates `pages` pages and makes them reclaimable, with their order as index.
 fn fill(epc: &TestEpc, notes: &Arc<Notes>, pages: u64) -> Vec<EpcPage> {
+    let owner = epc.add_owner(Owner(Arc::downgrade(notes)));
     (0..pages)
         .map(|index| {
             let page = epc.alloc(Reclaim::Forbidden).expect("there are enough");
-            epc.mark_reclaimable(page, Owner(Arc::downgrade(notes)), index);
+            epc.mark_reclaimable(page, owner, index);
             page
         })
         .collect()
@@ -205,8 +204,9 @@ fn policies_of_allocation() {
     let unlisted: Vec<_> = (0..40).map(|_| epc.alloc(Reclaim::Allowed).expect("free")).collect();
     assert_eq!(epc.alloc(Reclaim::Allowed), Err(AllocError::Exhausted));
     assert_eq!(platform.wakes.load(SeqCst), 0, "ksgxd could do nothing about it");
+    let owner = epc.add_owner(Owner(Arc::downgrade(&notes)));
     for (index, page) in (0..).zip(&unlisted) {
-        epc.mark_reclaimable(*page, Owner(Arc::downgrade(&notes)), index);
+        epc.mark_reclaimable(*page, owner, index);
     }
     assert_eq!(epc.alloc(Reclaim::Forbidden), Err(AllocError::Busy));
     assert_eq!(platform.wakes.load(SeqCst), 1);
@@ -249,6 +249,42 @@ fn used_pages_get_a_second_chance_in_their_order() {
     let second = notes.written.lock().split_off(13);
     assert_eq!(second, [2, 3, 5, 16, 17, 18, 19]);
     assert_eq!((epc.stats().scanned, epc.stats().passes, epc.stats().reclaimed), (23, 2, 20));
+    epc.check_invariants();
+}
+
+#[test]
+fn a_round_takes_used_pages_too_and_looks_at_each_once() {
+    let (epc, _, notes) = epc(60);
+    fill(&epc, &notes, 3 * BATCH as u64);
+    notes.ages.lock().extend([(2, Age::Young), (40, Age::Young), (3, Age::Refused)]);
+    assert_eq!(epc.reclaim_round(), 47);
+    assert_eq!(*notes.written.lock(), (0..48).filter(|index| *index != 3).collect::<Vec<_>>());
+    assert_eq!((epc.reclaim_round(), epc.stats().scanned), (1, 49));
+    assert_eq!(epc.reclaim_round(), 0);
+    epc.check_invariants();
+}
+
+#[test]
+fn pages_of_many_owners_are_asked_about_by_owner() {
+    let (epc, ..) = epc(40);
+    let notes: [Arc<Notes>; 3] = Default::default();
+    let owners = notes.each_ref().map(|notes| epc.add_owner(Owner(Arc::downgrade(notes))));
+    // The owner of the second is on its way out.
+    let dead = epc.add_owner(Owner(Weak::new()));
+    for (index, owner) in [2, 3, 0, 1, 1, 2, 0, 2].into_iter().enumerate() {
+        let page = epc.alloc(Reclaim::Forbidden).expect("free");
+        epc.mark_reclaimable(page, owners.get(owner).copied().unwrap_or(dead), 10 - index as u64);
+    }
+    notes[0].ages.lock().insert(4, Age::Young);
+    notes[1].ages.lock().extend([(6, Age::Young), (7, Age::Young)]);
+    assert_eq!(epc.reclaim_pass(), 4);
+    let written = notes.each_ref().map(|notes| notes.written.lock().clone());
+    assert_eq!(written, [vec![8], vec![], vec![3, 5, 10]]);
+    assert_eq!(notes.each_ref().map(Arc::strong_count), [1; 3], "the pass holds nobody any more");
+    assert_eq!(epc.reclaim_pass(), 3);
+    assert_eq!(*notes[1].written.lock(), [6, 7]);
+    owners.into_iter().for_each(|owner| epc.remove_owner(owner));
+    epc.remove_owner(dead);
     epc.check_invariants();
 }
 
@@ -297,10 +333,7 @@ fn pages_can_be_taken_back_but_not_from_a_pass() {
         }
     }
     impl HeldOwner for Meddler {
-        fn id(&self) -> u64 {
-            0
-        }
-        fn age(&self, _: &[Victim], ages: &mut [Age]) {
+        fn age(&self, _: &[Victim], _: Used, ages: &mut [Age]) {
             let epc = self.0.upgrade().expect("the pass runs on it");
             assert_eq!(epc.unmark_reclaimable(self.1), Err(InReclaim));
             ages.fill(Age::Young);
@@ -315,7 +348,7 @@ fn pages_can_be_taken_back_but_not_from_a_pass() {
     let epc = Arc::new(Epc::new(&[section(0, 0, 2)], Policy::linux(), Arc::new(TestPlatform::default())));
     assert_eq!(epc.sanitize(&hw(2)), 0);
     let page = epc.alloc(Reclaim::Forbidden).expect("free");
-    epc.mark_reclaimable(page, Meddler(Arc::downgrade(&epc), page), 0);
+    epc.mark_reclaimable(page, epc.add_owner(Meddler(Arc::downgrade(&epc), page)), 0);
     assert_eq!(epc.reclaim_pass(), 0);
     assert_eq!(epc.unmark_reclaimable(page), Ok(()));
     epc.check_invariants();
@@ -333,10 +366,7 @@ fn a_page_that_its_owner_takes_from_a_pass_may_be_freed_before_the_pass_ends() {
         }
     }
     impl HeldOwner for Hasty {
-        fn id(&self) -> u64 {
-            0
-        }
-        fn age(&self, _: &[Victim], ages: &mut [Age]) {
+        fn age(&self, _: &[Victim], _: Used, ages: &mut [Age]) {
             ages.fill(Age::Old);
         }
         fn block(&self, _: &[Victim]) {}
@@ -350,9 +380,10 @@ fn a_page_that_its_owner_takes_from_a_pass_may_be_freed_before_the_pass_ends() {
     }
     let epc = Arc::new(Epc::new(&[section(0, 0, 2)], Policy::linux(), Arc::new(TestPlatform::default())));
     assert_eq!(epc.sanitize(&hw(2)), 0);
+    let owner = epc.add_owner(Hasty(Arc::downgrade(&epc)));
     let pages = [0, 1].map(|index| {
         let page = epc.alloc(Reclaim::Forbidden).expect("free");
-        epc.mark_reclaimable(page, Hasty(Arc::downgrade(&epc)), index);
+        epc.mark_reclaimable(page, owner, index);
         page
     });
     assert_eq!(epc.reclaim_pass(), 0, "they are in use");
@@ -412,7 +443,7 @@ fn a_raw_page_does_not_become_reclaimable() {
     let (epc, _, notes) = epc(4);
     let page = epc.alloc(Reclaim::Forbidden).expect("free");
     epc.mark_raw(page);
-    epc.mark_reclaimable(page, Owner(Arc::downgrade(&notes)), 0);
+    epc.mark_reclaimable(page, epc.add_owner(Owner(Arc::downgrade(&notes))), 0);
 }
 
 #[test]
@@ -444,7 +475,7 @@ fn a_page_in_use_that_breaks_stays_with_its_owner_and_is_retired_after() {
     let owned = epc.alloc(Reclaim::Forbidden).expect("free");
     assert_eq!(epc.memory_failure(pages[0]), Ok(Poisoned::InUse));
     assert_eq!(epc.memory_failure(owned), Ok(Poisoned::InUse));
-    epc.mark_reclaimable(owned, Owner(Arc::downgrade(&notes)), 9);
+    epc.mark_reclaimable(owned, epc.add_owner(Owner(Arc::downgrade(&notes))), 9);
     assert_eq!(epc.reclaim_pass(), 1, "nobody reads the broken ones");
     assert_eq!(*notes.written.lock(), [1]);
     epc.check_invariants();
@@ -469,10 +500,7 @@ fn a_page_that_breaks_in_reclaim_is_left_to_the_pass() {
         }
     }
     impl HeldOwner for Unlucky {
-        fn id(&self) -> u64 {
-            0
-        }
-        fn age(&self, victims: &[Victim], ages: &mut [Age]) {
+        fn age(&self, victims: &[Victim], _: Used, ages: &mut [Age]) {
             let epc = self.0.upgrade().expect("the pass runs on it");
             for victim in victims {
                 assert_eq!(epc.memory_failure(victim.page), Ok(Poisoned::InUse));
@@ -487,9 +515,10 @@ fn a_page_that_breaks_in_reclaim_is_left_to_the_pass() {
     }
     let epc = Arc::new(Epc::new(&[section(0, 0, 2)], Policy::linux(), Arc::new(TestPlatform::default())));
     assert_eq!(epc.sanitize(&hw(2)), 0);
+    let owner = epc.add_owner(Unlucky(Arc::downgrade(&epc)));
     let pages = [0, 1].map(|index| {
         let page = epc.alloc(Reclaim::Forbidden).expect("free");
-        epc.mark_reclaimable(page, Unlucky(Arc::downgrade(&epc)), index);
+        epc.mark_reclaimable(page, owner, index);
         page
     });
     assert_eq!(epc.reclaim_pass(), 1);
@@ -546,16 +575,13 @@ fn an_owner_must_not_ask_the_manager_while_the_list_is_locked() {
         }
     }
     impl HeldOwner for Curious {
-        fn id(&self) -> u64 {
-            0
-        }
-        fn age(&self, _: &[Victim], _: &mut [Age]) {}
+        fn age(&self, _: &[Victim], _: Used, _: &mut [Age]) {}
         fn block(&self, _: &[Victim]) {}
         fn write(&self, _: &[Victim], _: &mut [Written]) {}
     }
     let epc = Arc::new(Epc::new(&[section(0, 0, 2)], Policy::linux(), Arc::new(TestPlatform::default())));
     assert_eq!(epc.sanitize(&hw(2)), 0);
     let page = epc.alloc(Reclaim::Forbidden).expect("free");
-    epc.mark_reclaimable(page, Curious(Arc::downgrade(&epc)), 0);
+    epc.mark_reclaimable(page, epc.add_owner(Curious(Arc::downgrade(&epc))), 0);
     epc.reclaim_pass();
 }

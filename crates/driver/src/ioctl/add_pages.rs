@@ -15,7 +15,6 @@ use super::argument::{Argument, check_range};
 use crate::enclave::{Inner, Phase};
 use crate::errno::Errno;
 use crate::event::Event;
-use crate::owner::Owner;
 use crate::page::{PageKind, Prot};
 use crate::paging::LoadError;
 use crate::seams::{Caller, Machine};
@@ -173,7 +172,7 @@ impl<M: Machine> Inner<M> {
         state.add(wish.index, page, wish.kind.max_prot, wish.kind.kind);
         self.list_va_pages(state);
         // From here on it can be evicted, even before INIT.
-        self.kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), wish.index);
+        self.kernel.epc.mark_reclaimable(page, self.owner, wish.index);
         self.note(Event::Add { addr });
         Ok(())
     }

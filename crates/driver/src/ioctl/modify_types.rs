@@ -11,7 +11,6 @@ use super::argument::{Argument, check_range};
 use super::sgx2::{PageError, Progress, secinfo};
 use crate::enclave::Inner;
 use crate::errno::Errno;
-use crate::owner::Owner;
 use crate::page::{PageKind, Prot};
 use crate::seams::{AddressSpaces, Caller, Machine};
 use crate::state::State;
@@ -59,7 +58,7 @@ impl<M: Machine> Inner<M> {
         let pages = [(self.addr(index), page)];
         if to_tcs {
             self.kernel.spaces.zap(self.id, &pages);
-            self.kernel.epc.mark_reclaimable(page, Owner(self.this.clone()), index);
+            self.kernel.epc.mark_reclaimable(page, self.owner, index);
         } else {
             self.kernel.spaces.hide(self.id, &pages);
         }
