@@ -7,9 +7,7 @@
 //! Source: Linux, arch/x86/kernel/cpu/sgx/main.c.
 
 use alloc::sync::{Arc, Weak};
-use alloc::vec;
-use alloc::vec::Vec;
-
+use smallvec::{SmallVec, smallvec};
 use usgx_epc::{Age, HeldOwner, PageOwner, Used, Victim, Written};
 use usgx_isa::{Encls, EpcPage};
 
@@ -38,7 +36,7 @@ impl<M: Machine> Held<M> {
         victims.split_at(victims.partition_point(|victim| victim.index < secs))
     }
 
-    fn located(&self, victims: &[Victim]) -> Vec<(u64, EpcPage)> {
+    fn located(&self, victims: &[Victim]) -> SmallVec<[(u64, EpcPage); 16]> {
         victims.iter().map(|victim| (self.0.addr(victim.index), victim.page)).collect()
     }
 
@@ -48,7 +46,7 @@ impl<M: Machine> Held<M> {
             return;
         }
         let (id, kernel) = (self.0.id, &self.0.kernel);
-        let mut young = vec![false; victims.len()];
+        let mut young: SmallVec<[bool; 16]> = smallvec![false; victims.len()];
         if used == Used::Spared {
             kernel.spaces.test_and_clear_young(id, &self.located(victims), &mut young);
         }

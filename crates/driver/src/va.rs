@@ -6,8 +6,7 @@
 //! counting the slots that are there gives the same numbers without that growth. Source: Linux,
 //! arch/x86/kernel/cpu/sgx/ioctl.c and encl.c.
 
-use alloc::vec::Vec;
-
+use smallvec::SmallVec;
 use usgx_isa::{EpcPage, VaSlot};
 
 use crate::page::SlotRef;
@@ -36,18 +35,18 @@ struct VaPage {
     young: bool,
 }
 
-/// The version array pages of an enclave.
+/// The version array pages of an enclave. Most have one, which is then found here and not elsewhere in memory.
 #[derive(Default)]
 pub(crate) struct VaPages {
-    pages: Vec<VaPage>,
+    pages: SmallVec<[VaPage; 1]>,
     /// Those in the EPC with free slots; the last one is used next.
-    with_free: Vec<u32>,
+    with_free: SmallVec<[u32; 4]>,
     /// Free slots of those in the EPC.
     nr_free: u64,
     /// Pinned slots of all.
     nr_pinned: u64,
     /// Those in the EPC of which the reclaimer does not know.
-    unlisted: Vec<u32>,
+    unlisted: SmallVec<[u32; 4]>,
     nr_lost: u64,
 }
 
@@ -73,7 +72,8 @@ impl VaPages {
         if self.free_slots_of(va) != SLOTS {
             return None;
         }
-        self.unlisted.pop_if(|last| *last == va)?;
+        self.unlisted.last().filter(|last| **last == va)?;
+        self.unlisted.pop();
         let VaPlace::Resident(page) = self.pages.pop()?.place else { return None };
         self.with_free.retain(|other| *other != va);
         self.nr_free -= SLOTS;
@@ -250,6 +250,7 @@ impl VaPages {
 #[cfg(test)]
 mod tests {
     use alloc::collections::BTreeSet;
+    use alloc::vec::Vec;
 
     use super::*;
 

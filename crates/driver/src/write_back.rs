@@ -13,8 +13,7 @@
 //! When the store refuses what EWB produced, the page is loaded back to where it was.
 //! Source: Linux, arch/x86/kernel/cpu/sgx/main.c; SDM volume 3D, "EWB", "ETRACK".
 
-use alloc::vec::Vec;
-
+use smallvec::SmallVec;
 use usgx_epc::{Victim, Written};
 use usgx_isa::{Encls, EpcPage, EvictedPage, LeafError, LinAddr, SgxCode, VaSlot};
 
@@ -65,7 +64,7 @@ impl Departure {
     }
 
     /// Pages whose write-back goes on without the lock.
-    fn pinned(state: &mut State, victims: &[Victim]) -> Vec<Self> {
+    fn pinned(state: &mut State, victims: &[Victim]) -> SmallVec<[Self; 8]> {
         let mut previous = None;
         let depart = |victim: &Victim| {
             let slot = state.va.take_pinned(previous).expect("there is a slot for each page in the EPC");
