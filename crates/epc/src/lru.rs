@@ -6,6 +6,8 @@
 //! included.
 
 use alloc::boxed::Box;
+use core::hint::black_box;
+use core::iter::repeat_with;
 
 use usgx_isa::EpcPage;
 
@@ -13,14 +15,21 @@ use crate::owners::{OwnerId, Owners};
 
 /// "No page" in a link. The EPC never has that many pages (that would be 16 TiB).
 const NONE: u32 = u32::MAX;
+/// How far an entry sees.
+const AHEAD: usize = 8;
 
 struct Entry {
     prev: u32,
     next: u32,
+    /// The page that came so many pages later: while this one is taken off the list, that one's entry can be on its way
+    /// from memory. A walk along `next` alone would wait for each entry in turn. Only a hint: the page may have left.
+    ahead: u32,
     owner: Option<OwnerId>,
     /// The owner's name for the page.
     index: u64,
 }
+
+const _: () = assert!(size_of::<Entry>() == 24, "an entry for each page of the EPC");
 
 /// The active list.
 pub(crate) struct Lru<O> {
@@ -29,12 +38,23 @@ pub(crate) struct Lru<O> {
     head: u32,
     tail: u32,
     len: usize,
+    /// The pages that came last, in a ring, and how many came.
+    newest: [u32; AHEAD],
+    came: usize,
 }
 
 impl<O> Lru<O> {
     pub(crate) fn new(pages: usize) -> Self {
-        let entries = (0..pages).map(|_| Entry { prev: NONE, next: NONE, owner: None, index: 0 }).collect();
-        Self { entries, owners: Owners::new(), head: NONE, tail: NONE, len: 0 }
+        let entry = || Entry { prev: NONE, next: NONE, ahead: NONE, owner: None, index: 0 };
+        Self {
+            entries: repeat_with(entry).take(pages).collect(),
+            owners: Owners::new(),
+            head: NONE,
+            tail: NONE,
+            len: 0,
+            newest: [NONE; AHEAD],
+            came: 0,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -72,6 +92,11 @@ impl<O> Lru<O> {
         }
         self.tail = page.0;
         self.len += 1;
+        let before = core::mem::replace(&mut self.newest[self.came % AHEAD], page.0);
+        self.came = self.came.wrapping_add(1);
+        if let Some(before) = self.entries.get_mut(before as usize) {
+            before.ahead = page.0;
+        }
     }
 
     /// Takes out `page`, which is on the list.
@@ -92,6 +117,8 @@ impl<O> Lru<O> {
 
     pub(crate) fn pop_front(&mut self) -> Option<EpcPage> {
         let head = (self.head != NONE).then_some(EpcPage(self.head))?;
+        let ahead = self.entries[head.index()].ahead;
+        black_box(self.entries.get(ahead as usize).map(|entry| entry.next));
         self.remove(head);
         Some(head)
     }

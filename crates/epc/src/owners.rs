@@ -5,10 +5,22 @@
 //! reclaimable pages, under its lock.
 
 use alloc::vec::Vec;
+use core::num::NonZeroU32;
 
 /// An owner of pages, as [`Epc::add_owner`](crate::Epc::add_owner) named it. Named anew when that one is gone.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct OwnerId(u32);
+pub struct OwnerId(NonZeroU32);
+
+impl OwnerId {
+    fn new(place: usize) -> Self {
+        let number = u32::try_from(place + 1).ok().and_then(NonZeroU32::new);
+        Self(number.expect("fewer owners than that"))
+    }
+
+    fn place(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
 struct Entry<O> {
     owner: O,
@@ -19,8 +31,8 @@ struct Entry<O> {
 /// All owners.
 pub(crate) struct Owners<O> {
     entries: Vec<Option<Entry<O>>>,
-    /// Numbers that are no owner's.
-    unused: Vec<u32>,
+    /// Names that are no owner's.
+    unused: Vec<OwnerId>,
 }
 
 impl<O> Owners<O> {
@@ -30,24 +42,24 @@ impl<O> Owners<O> {
 
     pub(crate) fn add(&mut self, owner: O) -> OwnerId {
         let entry = Some(Entry { owner, nr_pages: 0 });
-        let Some(number) = self.unused.pop() else {
-            self.entries.push(entry);
-            return OwnerId(u32::try_from(self.entries.len() - 1).expect("fewer owners than that"));
-        };
-        self.entries[number as usize] = entry;
-        OwnerId(number)
+        let id = self.unused.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            OwnerId::new(self.entries.len() - 1)
+        });
+        self.entries[id.place()] = entry;
+        id
     }
 
     /// Takes out an owner, who must have no pages any more.
     pub(crate) fn remove(&mut self, id: OwnerId) -> O {
-        let entry = self.entries[id.0 as usize].take().expect("an owner is removed once");
+        let entry = self.entries[id.place()].take().expect("an owner is removed once");
         assert_eq!(entry.nr_pages, 0, "pages of an owner that is removed");
-        self.unused.push(id.0);
+        self.unused.push(id);
         entry.owner
     }
 
     pub(crate) fn get(&self, id: OwnerId) -> &O {
-        &self.entries[id.0 as usize].as_ref().expect("an owner with pages is there").owner
+        &self.entries[id.place()].as_ref().expect("an owner with pages is there").owner
     }
 
     pub(crate) fn note_page(&mut self, id: OwnerId) {
@@ -59,7 +71,7 @@ impl<O> Owners<O> {
     }
 
     fn entry(&mut self, id: OwnerId) -> &mut Entry<O> {
-        self.entries[id.0 as usize].as_mut().expect("pages have an owner that is there")
+        self.entries[id.place()].as_mut().expect("pages have an owner that is there")
     }
 }
 
@@ -68,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_used_again() {
+    fn names_are_used_again() {
         let mut owners = Owners::new();
         let (a, b) = (owners.add('a'), owners.add('b'));
         assert_eq!((owners.remove(a), *owners.get(b)), ('a', 'b'));

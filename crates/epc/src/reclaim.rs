@@ -104,27 +104,30 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         let missing = self.marks.high.saturating_sub(self.counters.free());
         let mut lru = self.lru.lock();
         let batch = self.policy.batch(missing, lru.len());
-        let (mut found, mut owners, mut scanned) = (Vec::with_capacity(batch), Vec::new(), 0);
+        let mut found = Vec::with_capacity(batch);
         for order in 0..batch {
             let Some(page) = lru.pop_front() else { break };
-            scanned += 1;
-            let state = &self.states[page.index()];
             let (id, index) = lru.owner(page).expect("a page on the list has an owner");
-            // One reference for a run of its pages.
-            if owners.last().is_none_or(|(last, _)| *last != id) {
-                let Some(owner) = lru.owners.get(id).get() else {
-                    // The destruction of its owner frees it; it counts as one of the batch all the same.
-                    lru.clear_owner(page);
-                    state.change(PageState::Active, PageState::Owned);
-                    continue;
-                };
-                owners.push((id, owner));
-            }
             found.push((id, Victim { page, index }, order));
-            state.change(PageState::Active, PageState::Reclaiming);
         }
         // With the lock held: who finds the pages gone finds them counted.
-        self.counters.scanned.fetch_add(scanned, Relaxed);
+        self.counters.scanned.fetch_add(found.len() as u64, Relaxed);
+        let mut owners = Vec::new();
+        found.retain(|(id, victim, _)| {
+            let state = &self.states[victim.page.index()];
+            // One reference for a run of its pages.
+            if owners.last().is_none_or(|(last, _)| last != id) {
+                let Some(owner) = lru.owners.get(*id).get() else {
+                    // The destruction of its owner frees it; it counts as one of the batch all the same.
+                    lru.clear_owner(victim.page);
+                    state.change(PageState::Active, PageState::Owned);
+                    return false;
+                };
+                owners.push((*id, owner));
+            }
+            state.change(PageState::Active, PageState::Reclaiming);
+            true
+        });
         drop(lru);
         found.sort_unstable_by_key(|(id, victim, _)| (*id, victim.index));
         let victims = found.iter().map(|(id, victim, _)| (*id, *victim));
