@@ -20,6 +20,16 @@ pub(crate) fn timed(mut activity: impl FnMut(u32) -> Result<()> + 'static) -> Ac
     })
 }
 
+/// Some of a kind, each in its turn: for what depends on where in memory it happens to lie.
+pub(crate) fn in_turn(mut activities: Vec<Activity>) -> Activity {
+    let mut turns = 0;
+    Box::new(move |times| {
+        turns += 1;
+        let place = turns % activities.len();
+        activities[place](times)
+    })
+}
+
 /// A floor, and the work that stands on it.
 pub(crate) struct Case {
     floor: Activity,

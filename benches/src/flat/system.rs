@@ -1,13 +1,13 @@
 //! What is around the driver while the cost of a page is measured: as little as there can be, and the same for every
 //! page.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use anyhow::{Result, anyhow};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use usgx_cpu::{FuseKeys, LogicalProcessors, PageBytes, Processor, Profile};
 use usgx_driver::{
     AddressSpaces, BackingStore, Behaviour, Config, Driver, Enclave, EnclaveId, Machine, MapFailed, PageKind,
@@ -118,90 +118,106 @@ impl AddressSpaces for NoSpaces {
     fn destroyed(&self, _: EnclaveId) {}
 }
 
-/// Most frames that data pages share: 64 MiB, so that in the smallest EPC each has its own.
+/// As many frames as the smallest EPC has pages: 64 MiB. In larger ones data pages share them.
 const NR_FRAMES: usize = 1 << 14;
 /// The second word of every data page. No version in a VA page is odd, no address in an SECS.
 const DATA: [u8; 8] = 0x5a5a_5a5a_5a5a_5a5b_u64.to_le_bytes();
 
 type Bytes = [u8; PAGE_SIZE];
 
-/// Boxes that lie in memory in no order, as after long use. Otherwise the pages of a single enclave, which come and go
-/// in their order, would be neighbours, whose bytes and page table entries the computer fetches ahead; and how far
-/// the pages of many are from that would count as their cost.
+/// The place of number `number` among `count`, in no order, as things lie in memory after long use. Otherwise the pages
+/// of a single enclave, which come and go in their order, would be neighbours, whose bytes and page table entries the
+/// computer fetches ahead; and how far the pages of many are from that would count as their cost.
 ///
 /// `count` is a power of two.
-fn scattered<T: Clone>(count: usize, value: T) -> Vec<Box<T>> {
+fn scattered(number: usize, count: usize) -> usize {
     /// An odd number, so that its multiples meet each remainder once.
     const STRIDE: usize = 40_503;
-    assert!(count.is_power_of_two());
-    let mut boxes: Vec<_> = (0..count).map(|_| Some(Box::new(value.clone()))).collect();
-    (0..count).filter_map(|place| boxes[place * STRIDE % count].take()).collect()
+    debug_assert!(count.is_power_of_two());
+    number * STRIDE % count
 }
 
-/// Contents of EPC pages. Data pages share a fixed set of frames; pages that the processor uses itself have their own.
+/// Contents of EPC pages.
 pub(super) struct Frames {
-    shared: Vec<Mutex<Box<Bytes>>>,
+    /// One for each page; or if there are more pages, those that data pages share.
+    frames: Vec<Mutex<Bytes>>,
+    /// In that case, those of pages that the processor uses itself.
     own: Vec<Mutex<Option<Box<Bytes>>>>,
-    /// Frames for pages to come that have their own, as a page that shares its frame costs no allocation either.
+    /// Frames for such pages to come, as a page that shares its frame costs no allocation either.
     spare: Mutex<Vec<Box<Bytes>>>,
 }
 
 impl Frames {
     fn new(pages: u32) -> Self {
+        let pages = pages as usize;
         let mut data = [0x5a; PAGE_SIZE];
         data[8..16].copy_from_slice(&DATA);
         Self {
-            shared: scattered(NR_FRAMES.min(pages as usize), data).into_iter().map(Mutex::new).collect(),
-            own: (0..pages).map(|_| Mutex::default()).collect(),
+            frames: (0..NR_FRAMES.min(pages)).map(|_| Mutex::new(data)).collect(),
+            own: (0..if pages > NR_FRAMES { pages } else { 0 }).map(|_| Mutex::default()).collect(),
             spare: Mutex::default(),
         }
     }
 
-    /// A frame for a page that has its own, with any contents.
-    fn take(&self) -> Box<Bytes> {
-        let spare = self.spare.lock().pop();
-        spare.unwrap_or_else(|| Box::new([0; PAGE_SIZE]))
+    /// The page's frame among those of all pages, or of data pages.
+    fn frame(&self, page: EpcPage) -> MutexGuard<'_, Bytes> {
+        self.frames[scattered(page.index(), self.frames.len())].lock()
     }
 
-    fn shared(&self, page: EpcPage) -> &Mutex<Box<Bytes>> {
-        &self.shared[page.index() % self.shared.len()]
+    /// The page's own frame, if frames are shared.
+    fn own(&self, page: EpcPage) -> Option<MutexGuard<'_, Option<Box<Bytes>>>> {
+        self.own.get(page.index()).map(Mutex::lock)
+    }
+
+    /// A frame for a page that has its own, with anything in it if the page is about to be written as a whole.
+    fn take(&self, is_whole: bool) -> Box<Bytes> {
+        let mut frame = self.spare.lock().pop().unwrap_or_else(|| Box::new([0; PAGE_SIZE]));
+        if !is_whole {
+            frame.fill(0);
+        }
+        frame
+    }
+
+    /// Takes away a page's own frame.
+    fn put_back(&self, mut own: MutexGuard<'_, Option<Box<Bytes>>>) {
+        self.spare.lock().extend(own.take());
     }
 }
 
 impl PageBytes for Frames {
     fn read(&self, page: EpcPage, offset: usize, out: &mut [u8]) {
-        let own = self.own[page.index()].lock();
-        match own.as_ref() {
-            Some(own) => out.copy_from_slice(&own[offset..offset + out.len()]),
-            None if out.len() == PAGE_SIZE => out.copy_from_slice(&self.shared(page).lock()[..]),
+        let bytes = offset..offset + out.len();
+        match self.own(page).as_deref() {
+            Some(Some(own)) => out.copy_from_slice(&own[bytes]),
             // A slot of a VA page that was never written to.
-            None => out.fill(0),
+            Some(None) if out.len() < PAGE_SIZE => out.fill(0),
+            _ => out.copy_from_slice(&self.frame(page)[bytes]),
         }
     }
 
     fn write(&self, page: EpcPage, offset: usize, bytes: &[u8]) {
-        if bytes.len() == PAGE_SIZE && bytes[8..16] == DATA {
-            self.shared(page).lock().copy_from_slice(bytes);
-            return;
-        }
-        let mut own = self.own[page.index()].lock();
-        let frame = own.get_or_insert_with(|| {
-            let mut frame = self.take();
-            if bytes.len() != PAGE_SIZE {
-                frame.fill(0);
+        let is_whole = bytes.len() == PAGE_SIZE;
+        let is_data = is_whole && bytes[8..16] == DATA;
+        match self.own(page) {
+            Some(mut own) if !is_data => {
+                let frame = own.get_or_insert_with(|| self.take(is_whole));
+                frame[offset..offset + bytes.len()].copy_from_slice(bytes);
             }
-            frame
-        });
-        frame[offset..offset + bytes.len()].copy_from_slice(bytes);
+            _ => self.frame(page)[offset..offset + bytes.len()].copy_from_slice(bytes),
+        }
     }
 
     fn fill_zero(&self, page: EpcPage) {
-        self.discard(page);
+        match self.own(page) {
+            Some(own) => self.put_back(own),
+            None => self.frame(page).fill(0),
+        }
     }
 
     fn discard(&self, page: EpcPage) {
-        let own = self.own[page.index()].lock().take();
-        self.spare.lock().extend(own);
+        if let Some(own) = self.own(page) {
+            self.put_back(own);
+        }
     }
 }
 
@@ -210,25 +226,41 @@ type Stored = (Bytes, Pcmd);
 
 #[derive(Default)]
 struct Shelf {
-    pages: HashMap<(EnclaveId, u64), Option<Box<Stored>>>,
+    /// The pages of all enclaves, one enclave after the other.
+    pages: Vec<Option<Box<Stored>>>,
+    /// Pages of an enclave's range: those are child pages.
+    size: u64,
     /// Boxes for pages to come.
     spare: Vec<Box<Stored>>,
     /// Child pages in the order of their eviction.
     evicted: VecDeque<(EnclaveId, u64)>,
-    /// Pages of each enclave's range.
-    sizes: HashMap<EnclaveId, u64>,
 }
 
-/// A store in memory.
+impl Shelf {
+    /// Where the pages of an enclave begin, or end those of the one before: child pages, SECS, and VA pages.
+    fn start(&self, number: usize) -> usize {
+        let range = self.size as usize;
+        number * (range + 1 + range.div_ceil(512) + 1)
+    }
+
+    fn place(&mut self, enclave: EnclaveId, index: u64) -> &mut Option<Box<Stored>> {
+        let start = self.start(number(enclave));
+        &mut self.pages[start + index as usize]
+    }
+}
+
+/// A store in memory, for enclaves of one size.
 pub(super) struct Store {
     shelf: Mutex<Shelf>,
     moved: AtomicU64,
 }
 
 impl Store {
-    /// With room for so many pages; for more it takes it when they come.
+    /// With boxes for so many pages; more are made when they are needed.
     fn new(pages: usize) -> Self {
-        let spare = scattered(pages, ([0; PAGE_SIZE], Pcmd::default()));
+        let stored = || Some(Box::new(([0; PAGE_SIZE], Pcmd::default())));
+        let mut boxes: Vec<_> = std::iter::repeat_with(stored).take(pages).collect();
+        let spare = (0..pages).filter_map(|number| boxes[scattered(number, pages)].take()).collect();
         Self { shelf: Mutex::new(Shelf { spare, ..Shelf::default() }), moved: AtomicU64::new(0) }
     }
 
@@ -245,12 +277,14 @@ impl Store {
 
 impl BackingStore for Store {
     fn create(&self, enclave: EnclaveId, size: u64) -> Result<(), StoreError> {
-        self.shelf.lock().sizes.insert(enclave, size / PAGE_SIZE as u64);
+        let mut shelf = self.shelf.lock();
+        shelf.size = size / PAGE_SIZE as u64;
+        let end = shelf.start(number(enclave) + 1);
+        shelf.pages.resize_with(end, || None);
         Ok(())
     }
 
-    fn reserve(&self, enclave: EnclaveId, index: u64) -> Result<(), StoreError> {
-        self.shelf.lock().pages.entry((enclave, index)).or_default();
+    fn reserve(&self, _: EnclaveId, _: u64) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -259,8 +293,8 @@ impl BackingStore for Store {
         let mut stored = shelf.spare.pop().unwrap_or_else(|| Box::new(([0; PAGE_SIZE], Pcmd::default())));
         stored.0.copy_from_slice(&page.contents.0);
         stored.1.clone_from(&page.pcmd);
-        shelf.pages.insert((enclave, index), Some(stored));
-        if shelf.sizes.get(&enclave).is_some_and(|pages| index < *pages) {
+        *shelf.place(enclave, index) = Some(stored);
+        if index < shelf.size {
             shelf.evicted.push_back((enclave, index));
         }
         self.moved.fetch_add(1, Relaxed);
@@ -268,8 +302,8 @@ impl BackingStore for Store {
     }
 
     fn get(&self, enclave: EnclaveId, index: u64, out: &mut EvictedPage) -> Result<(), StoreError> {
-        let shelf = self.shelf.lock();
-        let stored = shelf.pages.get(&(enclave, index)).and_then(Option::as_ref).ok_or(StoreError::Io)?;
+        let mut shelf = self.shelf.lock();
+        let stored = shelf.place(enclave, index).as_ref().ok_or(StoreError::Io)?;
         out.contents.0.copy_from_slice(&stored.0);
         out.pcmd.clone_from(&stored.1);
         self.moved.fetch_add(1, Relaxed);
@@ -278,13 +312,9 @@ impl BackingStore for Store {
 
     fn discard(&self, enclave: EnclaveId, index: u64) {
         let mut shelf = self.shelf.lock();
-        let stored = shelf.pages.remove(&(enclave, index)).flatten();
+        let stored = shelf.place(enclave, index).take();
         shelf.spare.extend(stored);
     }
 
-    fn destroy(&self, enclave: EnclaveId) {
-        let mut shelf = self.shelf.lock();
-        shelf.sizes.remove(&enclave);
-        shelf.pages.retain(|(owner, _), _| *owner != enclave);
-    }
+    fn destroy(&self, _: EnclaveId) {}
 }
