@@ -13,7 +13,7 @@ use usgx_wire::window::entry;
 
 use super::{Words, reply};
 use crate::clients::worker::Link;
-use crate::hardware::view::Faulter;
+use crate::hardware::books::Faulter;
 use crate::system::{Hw, OpenEnclave};
 
 /// The look-up that the driver lends for the time of a leaf.

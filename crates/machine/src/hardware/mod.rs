@@ -1,5 +1,6 @@
 //! The hardware face: EPC contents, the clients' page tables, and the threads inside enclaves.
 
+pub(crate) mod books;
 pub(crate) mod departures;
 pub(crate) mod frames;
 pub(crate) mod ranges;

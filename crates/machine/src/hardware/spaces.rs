@@ -14,9 +14,10 @@ use usgx_sys::Errno;
 use usgx_wire::window::entry;
 
 use crate::clients::worker;
+use crate::hardware::books::Faulter;
 use crate::hardware::frames::Frames;
 use crate::hardware::threads;
-use crate::hardware::view::{Faulter, View};
+use crate::hardware::view::View;
 use crate::sight::{Sight, timed};
 use crate::system::Hw;
 

@@ -1,4 +1,4 @@
-//! A view: one enclave's pages as its processes see them, and the bookkeeping of who sees what.
+//! A view: one enclave's pages as its processes see them.
 //!
 //! The view is a memory file that processes map where they map the device. A page that is *mapped* has its bytes
 //! there; all others are holes, and touching a hole raises SIGBUS in the thread. A page enters through the
@@ -13,7 +13,6 @@
 //! enclave do not wait for each other. The pages are listed as *leaving* meanwhile ([`Departures`]), and whoever wants
 //! to map one of them, to take it out, or to show it to one more process waits until it has left.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -22,85 +21,26 @@ use usgx_cpu::{EnclaveState, EpcmEntry};
 use usgx_driver::{EnclaveId, MapFailed};
 use usgx_epc::OrderedGuard;
 use usgx_isa::layout::PageType;
-use usgx_isa::{EpcPage, Fault, LinAddr, PAGE_SIZE};
+use usgx_isa::{EpcPage, PAGE_SIZE};
 use usgx_sys::Errno;
 use usgx_sys::memfd::Memfd;
 use usgx_sys::uffd::Userfaultfd;
-use usgx_wire::window::{MAX_TCS, entry};
+use usgx_wire::window::entry;
 
-use crate::clients::{Client, FaultClock};
+use crate::clients::Client;
+use crate::hardware::books::{Books, Faulter, Mapped, Place, Recent, Registration};
 use crate::hardware::departures::Departures;
 use crate::hardware::frames::Frames;
 use crate::hardware::ranges::RangeSet;
 use crate::hardware::window::Window;
 use crate::kernel::platform::HostPlatform;
 use crate::order::{self, Ordered};
-use crate::page_map::PageMap;
 use crate::system::Hw;
 
 /// Most ranges that one process may have registered for one enclave: the default limit of mappings of a process.
 const MAX_RANGES: usize = 65_530;
-/// A page among the last this many that a thread faulted in is not aged: an instruction may need several.
-const RECENT_FAULTS: u32 = 16;
-/// How often a page is spared for that reason before it is aged all the same, so that a thread that has stopped
-/// faulting does not keep its last pages for ever.
-const MAX_SPARED: u8 = 2;
-/// This many TCS entries of a window stay unused after they were in use, the last ones: a thread that has looked at
-/// one before it was taken away then finds it empty, rather than with another TCS in it.
-const RESTING_TCS: usize = 64;
 /// Most pages that are taken out of a view together: as many as a reclaim pass has at most.
 const BATCH: usize = 256;
-
-/// Who asks for a page: through whose page tables it comes, and whose clock ticks.
-pub(crate) struct Faulter<'a> {
-    pub(crate) client: u64,
-    pub(crate) clock: &'a Arc<FaultClock>,
-}
-
-/// Where the enclave is.
-#[derive(Debug)]
-struct Place {
-    base: u64,
-    size: u64,
-    window: Window,
-}
-
-/// A page that processes can see. There may be millions, so it is small.
-#[derive(Debug)]
-struct Mapped {
-    page: EpcPage,
-    /// What the window says of it.
-    entry: u32,
-    /// When a thread faulted it in, and by which clock.
-    faulted: u32,
-    clock: u32,
-    /// The window's TCS, if the page is one.
-    tcs: Option<u16>,
-    spared: u8,
-}
-
-const _: () = assert!(size_of::<Option<Mapped>>() <= 24);
-
-/// Where one process has the enclave mapped.
-#[derive(Debug)]
-struct Registration {
-    uffd: Arc<Userfaultfd>,
-    ranges: RangeSet,
-}
-
-#[derive(Debug, Default)]
-struct Books {
-    mapped: PageMap<Mapped>,
-    /// Their bytes may be in the view, in frames, or in both.
-    leaving: Departures,
-    /// The clocks by which pages were faulted in, by number; those of threads that are gone are removed now and then.
-    clocks: HashMap<u32, Weak<FaultClock>>,
-    /// By client number.
-    registrations: HashMap<u64, Registration>,
-    /// TCS entries of the window that were used and are free again, and the first one never used.
-    free_tcs: VecDeque<u16>,
-    next_tcs: usize,
-}
 
 /// The lock of the books, held.
 type Guard<'a> = OrderedGuard<'a, HostPlatform, Books>;
@@ -444,9 +384,7 @@ impl View {
                 let mapped = self.index(*addr).and_then(|(_, index)| all.get_mut(index.into()));
                 *young = mapped.is_some();
                 let Some(mapped) = mapped else { continue };
-                if mapped.spared < MAX_SPARED && recent.has(mapped) {
-                    mapped.spared += 1;
-                } else {
+                if !recent.spares(mapped) {
                     old.push((*addr, *page));
                 }
             }
@@ -467,127 +405,6 @@ impl View {
     /// Pages in the view or the window.
     pub(crate) fn nr_mapped(&self) -> usize {
         self.books.lock().mapped.len()
-    }
-}
-
-/// Tells whether pages are among the last that the thread faulted in that needed them. Neighbours are usually one
-/// thread's.
-struct Recent<'a> {
-    clocks: &'a HashMap<u32, Weak<FaultClock>>,
-    /// The clock that was looked at last, and its time unless its thread is gone.
-    last: Option<(u32, Option<u32>)>,
-}
-
-impl<'a> Recent<'a> {
-    fn new(clocks: &'a HashMap<u32, Weak<FaultClock>>) -> Self {
-        Self { clocks, last: None }
-    }
-
-    fn has(&mut self, mapped: &Mapped) -> bool {
-        let now = match self.last {
-            Some((clock, now)) if clock == mapped.clock => now,
-            _ => {
-                let clock = self.clocks.get(&mapped.clock).and_then(Weak::upgrade);
-                let now = clock.map(|clock| clock.now());
-                self.last = Some((mapped.clock, now));
-                now
-            }
-        };
-        now.is_some_and(|now| now.wrapping_sub(mapped.faulted) < RECENT_FAULTS)
-    }
-}
-
-impl Books {
-    /// Counts a fault; the clock's number, and the fault's.
-    fn tick(&mut self, faulter: &Faulter<'_>) -> (u32, u32) {
-        let id = faulter.clock.id();
-        if !self.clocks.contains_key(&id) {
-            self.clocks.retain(|_, clock| clock.strong_count() > 0);
-            self.clocks.insert(id, Arc::downgrade(faulter.clock));
-        }
-        (id, faulter.clock.tick())
-    }
-
-    /// Where processes have mapped what is between two addresses.
-    fn ranges(&self, start: u64, end: u64) -> Vec<(Arc<Userfaultfd>, u64, u64)> {
-        let of = |registration: &Registration| {
-            let uffd = Arc::clone(&registration.uffd);
-            let ranges = registration.ranges.intersect(start, end);
-            ranges.map(move |(start, end)| (Arc::clone(&uffd), start, end)).collect::<Vec<_>>()
-        };
-        self.registrations.values().flat_map(of).collect()
-    }
-
-    /// The userfaultfd of a process, if it has registered the page at `addr`.
-    fn uffd(&self, client: u64, addr: u64) -> Option<Arc<Userfaultfd>> {
-        let registration = self.registrations.get(&client)?;
-        registration.ranges.has_page(addr).then(|| Arc::clone(&registration.uffd))
-    }
-
-    /// Puts a TCS into the window.
-    fn show_tcs(
-        &mut self,
-        place: &Place,
-        hw: &Hw,
-        index: u32,
-        addr: u64,
-        page: EpcPage,
-        faulter: Option<&Faulter<'_>>,
-    ) {
-        // No clock has the number 0.
-        let (clock, faulted) = faulter.map_or((0, 0), |faulter| self.tick(faulter));
-        if let Some(mapped) = self.mapped.get_mut(index.into()) {
-            (mapped.clock, mapped.faulted) = (clock, faulted);
-            return;
-        }
-        let address = LinAddr(addr);
-        let tcs = match hw.tcs(page, address) {
-            Ok(tcs) => Some(tcs),
-            Err(Fault::Gp) => None,
-            // Not a TCS that anybody can enter through; whoever asked will look at the EPCM.
-            Err(Fault::Pf(_) | Fault::Ud) => return,
-        };
-        let slot = self.take_tcs_slot(place, hw);
-        place.window.show_tcs(slot, address, tcs.as_ref());
-        let entry = entry::TCS | entry::PRESENT | u32::from(slot) << entry::TCS_SHIFT;
-        let mapped = Mapped { page, entry, faulted, clock, tcs: Some(slot), spared: 0 };
-        self.mapped.insert(index.into(), mapped);
-        place.window.set_entry(index, entry);
-    }
-
-    /// A free TCS entry of the window; takes one from another TCS if there is none.
-    fn take_tcs_slot(&mut self, place: &Place, hw: &Hw) -> u16 {
-        loop {
-            let is_full = self.next_tcs == MAX_TCS;
-            if let Some(slot) =
-                (is_full || self.free_tcs.len() > RESTING_TCS).then(|| self.free_tcs.pop_front()).flatten()
-            {
-                return slot;
-            }
-            if !is_full {
-                self.next_tcs += 1;
-                return u16::try_from(self.next_tcs - 1).expect("MAX_TCS is far below 65,536");
-            }
-            let victim =
-                self.mapped.iter().find(|(_, mapped)| mapped.tcs.is_some()).map(|(index, _)| index as u32);
-            self.hide_tcs(
-                place,
-                hw,
-                victim.expect("all entries are in use, so there is one"),
-                entry::PRESENT,
-            );
-        }
-    }
-
-    /// Takes a TCS out of the window and stores what became of it.
-    fn hide_tcs(&mut self, place: &Place, hw: &Hw, index: u32, rest: u32) {
-        let Some(mapped) = self.mapped.remove(index.into()) else { return };
-        let Some(slot) = mapped.tcs else { return };
-        // The entry first: whoever finds it gone asks; whoever still follows it finds the word gone.
-        place.window.set_entry(index, rest);
-        let taken = place.window.take_tcs(slot);
-        self.free_tcs.push_back(slot);
-        hw.store_tcs(mapped.page, u64::from(taken.active), taken.cssa, taken.aep);
     }
 }
 
