@@ -216,8 +216,7 @@ impl<M: Machine> Inner<M> {
         root: VaSlot,
     ) -> bool {
         let kernel = &self.kernel;
-        let result = kernel.hw.ewb(victim.page, root, transit);
-        if !matches!(result, Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied))) {
+        if kernel.ewb(victim.page, root, transit).is_err() {
             kernel.give_root_slot(root);
             return false;
         }

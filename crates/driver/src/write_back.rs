@@ -14,9 +14,10 @@
 //! Source: Linux, arch/x86/kernel/cpu/sgx/main.c; SDM volume 3D, "EWB", "ETRACK".
 
 use smallvec::SmallVec;
-use usgx_epc::{Victim, Written};
+use usgx_epc::{InReclaim, Victim, Written};
 use usgx_isa::{Encls, EpcPage, EvictedPage, LeafError, LinAddr, SgxCode, VaSlot};
 
+use crate::driver::Kernel;
 use crate::enclave::{Guard, Inner};
 use crate::event::{After, Event};
 use crate::page::{Place, SlotRef};
@@ -158,9 +159,8 @@ impl<M: Machine> Inner<M> {
 
     /// EWB of one page, and into the store with it.
     fn attempt(&self, transit: &mut EvictedPage, page: &mut Departure) {
-        page.attempt = match self.kernel.hw.ewb(page.victim.page, page.va_slot, transit) {
-            // "Occupied" is a remark: the eviction is done. It would mean that our books of the slots are wrong.
-            Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied)) => {
+        page.attempt = match self.kernel.ewb(page.victim.page, page.va_slot, transit) {
+            Ok(()) => {
                 let stored = self.kernel.store.put(self.id, page.victim.index, transit);
                 if stored.is_ok() { Attempt::Written } else { Attempt::Unstored }
             }
@@ -246,39 +246,47 @@ impl<M: Machine> Inner<M> {
 
     /// Makes a `Blocked` page usable again. There is no leaf that unblocks, so it goes out and comes back in.
     pub(crate) fn unblock(&self, state: &mut State, index: u64, page: EpcPage) -> Result<EpcPage, LoadError> {
-        self.kernel.transits.with(|transit| self.unblock_through(transit, state, index, page))
-    }
-
-    fn unblock_through(
-        &self,
-        transit: &mut EvictedPage,
-        state: &mut State,
-        index: u64,
-        page: EpcPage,
-    ) -> Result<EpcPage, LoadError> {
+        let kernel = &self.kernel;
+        // No pass may have the page while it is out.
+        kernel.epc.unmark_reclaimable(page).map_err(|InReclaim| LoadError::Busy(Obstacle::InReclaim))?;
         let mut blocked = Departure::new(state, Victim { page, index });
-        let result = self.kernel.hw.ewb(page, blocked.va_slot, transit);
-        if !matches!(result, Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied))) {
-            state.va.give_back(blocked.slot);
-            self.etrack(state);
-            return Err(LoadError::Busy(Obstacle::NotTracked));
+        kernel.transits.with(|transit| {
+            if kernel.ewb(page, blocked.va_slot, transit).is_ok() {
+                self.restore(state, transit, &mut blocked);
+            }
+        });
+        if blocked.attempt == Attempt::Lost {
+            // The processor refuses to take back what it has just given.
+            state.set_place(index, Place::Lost(blocked.slot));
+            state.resident -= 1;
+            kernel.release(page);
+            self.note(Event::Evict { addr: self.addr(index), after: After::Nothing });
+            self.note(Event::Lose { addr: self.addr(index) });
+            return Err(LoadError::Failed);
         }
-        self.restore(state, transit, &mut blocked);
+        state.va.give_back(blocked.slot);
+        kernel.epc.mark_reclaimable(page, self.owner, index);
         if blocked.attempt == Attempt::Restored {
-            state.va.give_back(blocked.slot);
             state.set_place(index, Place::Resident(page));
             return Ok(page);
         }
-        // The EPC page is invalid but still on the reclaimer's list, from which it can be taken only if no
-        // pass has it. A pass would find the page `Blocked` and be refused, again and again; so it is given
-        // up here, with the contents, which the processor refused to take back.
-        if self.kernel.epc.unmark_reclaimable(page).is_ok() {
-            state.set_place(index, Place::Lost(blocked.slot));
-            state.resident -= 1;
-            self.kernel.release(page);
-            self.note(Event::Evict { addr: self.addr(index), after: After::Nothing });
-            self.note(Event::Lose { addr: self.addr(index) });
+        self.etrack(state);
+        Err(LoadError::Busy(Obstacle::NotTracked))
+    }
+}
+
+impl<M: Machine> Kernel<M> {
+    /// EWB. That the slot was *occupied* is a remark, the eviction is done; it would mean that our books of the slots are
+    /// wrong.
+    pub(crate) fn ewb(
+        &self,
+        page: EpcPage,
+        slot: VaSlot,
+        transit: &mut EvictedPage,
+    ) -> Result<(), LeafError> {
+        match self.hw.ewb(page, slot, transit) {
+            Ok(_) | Err(LeafError::Code(SgxCode::VaSlotOccupied)) => Ok(()),
+            Err(error) => Err(error),
         }
-        Err(LoadError::Failed)
     }
 }

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up is a failed test")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
 use usgx_driver::{Behaviour, Enclave, Errno, FaultOutcome, Prot};
-use usgx_testkit::{Call, Image, Operation, Profile, Rng, SimCaller, SimMachine, System, Touch};
+use usgx_testkit::{Call, Image, Operation, Profile, Refusable, Rng, SimCaller, SimMachine, System, Touch};
 
 const BASE: u64 = 0x7000_0000_0000;
 const OTHER: u64 = 0x7100_0000_0000;
@@ -292,6 +295,48 @@ fn pages_that_stay_untracked_are_usable_again() {
     check_data(&system, &enclave, BASE, 20);
     system.evict_all();
     check_data(&system, &enclave, BASE, 20);
+    system.check_invariants();
+}
+
+/// An enclave of 20 pages, of which those up to 14 are blocked after a write-back that failed.
+fn with_blocked_pages() -> (System, Enclave<SimMachine>) {
+    let system = System::with_epc_pages(64);
+    let enclave = system.build(&Image::data(BASE, 20));
+    system.threads.enter(eid(&system, &enclave), 1);
+    system.threads.set_stubborn(usize::MAX);
+    assert_eq!(system.driver.ksgxd_pass(), 0, "nobody leaves");
+    system.threads.set_stubborn(0);
+    system.threads.leave_all();
+    (system, enclave)
+}
+
+#[test]
+fn a_blocked_page_that_a_pass_has_waits_for_it() {
+    let (system, enclave) = with_blocked_pages();
+    let (other, asked) = (enclave.clone(), Arc::new(AtomicBool::new(false)));
+    let note = Arc::clone(&asked);
+    system.spaces.on_next_look(move || {
+        assert_eq!(other.fault(addr(3), RW), FaultOutcome::Retry, "it can not go out and come in now");
+        note.store(true, SeqCst);
+    });
+    system.driver.ksgxd_pass();
+    assert!(asked.load(SeqCst));
+    check_data(&system, &enclave, BASE, 20);
+    system.check_invariants();
+}
+
+#[test]
+fn a_blocked_page_that_does_not_come_back_is_lost_alone() {
+    let (system, enclave) = with_blocked_pages();
+    let free = system.driver.free_pages();
+    system.refusals.refuse(Refusable::Eldu, 1);
+    assert_eq!(enclave.fault(addr(3), RW), FaultOutcome::Sigbus);
+    assert_eq!((system.driver.free_pages(), system.driver.stats().pages_lost), (free + 1, 1));
+    system.check_invariants();
+    for page in (1..=20).filter(|page| *page != 3) {
+        assert_eq!(system.read(&enclave, addr(page)), Touch::Done(page));
+    }
+    system.evict_all();
     system.check_invariants();
 }
 

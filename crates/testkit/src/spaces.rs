@@ -33,6 +33,7 @@ type Hook = Box<dyn FnOnce() + Send>;
 pub struct SimSpaces {
     state: Mutex<State>,
     threads: SimThreads,
+    on_look: Mutex<Option<Hook>>,
     on_zap: Mutex<Option<Hook>>,
     on_kick: Mutex<Option<Hook>>,
 }
@@ -41,12 +42,23 @@ impl SimSpaces {
     /// No address spaces yet; kicks reach `threads`.
     #[must_use]
     pub fn new(threads: SimThreads) -> Self {
-        Self { state: Mutex::default(), threads, on_zap: Mutex::default(), on_kick: Mutex::default() }
+        Self {
+            state: Mutex::default(),
+            threads,
+            on_look: Mutex::default(),
+            on_zap: Mutex::default(),
+            on_kick: Mutex::default(),
+        }
     }
 
     /// Makes the next `count` mappings fail.
     pub fn fail_maps(&self, count: usize) {
         self.state.lock().fail_maps = count;
+    }
+
+    /// Runs `hook` when a pass next asks which pages are young, with no lock held.
+    pub fn on_next_look(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.on_look.lock() = Some(Box::new(hook));
     }
 
     /// Runs `hook` in the middle of the next zap, with the enclave's lock held.
@@ -145,6 +157,7 @@ impl AddressSpaces for SimSpaces {
 
     fn test_and_clear_young(&self, enclave: EnclaveId, pages: &[(u64, EpcPage)], young: &mut [bool]) {
         assert_ascending(pages);
+        run(&self.on_look);
         let mut state = self.state.lock();
         for ((addr, page), young) in pages.iter().zip(young) {
             *young = state.unmap(enclave, *addr, *page);
