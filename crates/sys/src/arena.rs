@@ -124,7 +124,8 @@ impl Arena {
     /// Takes a frame with any contents, or `None` if all are in use.
     #[must_use]
     pub fn take(self: &Arc<Self>) -> Option<Frame> {
-        self.take_many(1).pop()
+        let number = self.lock().take();
+        number.map(|number| self.frame(number)).or_else(|| self.take_many(1).pop())
     }
 
     /// Takes `count` frames with any contents, or as many as there are.
@@ -136,8 +137,7 @@ impl Arena {
             while frames.len() < count
                 && let Some(number) = free.take()
             {
-                // INVARIANT: the number has left the lists and goes to this frame only.
-                frames.push(Frame { arena: Arc::clone(self), number });
+                frames.push(self.frame(number));
             }
             if frames.len() == count {
                 return frames;
@@ -153,6 +153,12 @@ impl Arena {
                 return frames;
             }
         }
+    }
+
+    /// The frame with a number that has just left the lists.
+    fn frame(self: &Arc<Self>, number: u32) -> Frame {
+        // INVARIANT: each such number goes to one frame only.
+        Frame { arena: Arc::clone(self), number }
     }
 
     /// Frames in use.
