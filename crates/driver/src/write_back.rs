@@ -255,19 +255,13 @@ impl<M: Machine> Inner<M> {
                 self.restore(state, transit, &mut blocked);
             }
         });
-        if blocked.attempt == Attempt::Lost {
+        if self.settle(state, &blocked) == Written::Gone {
             // The processor refuses to take back what it has just given.
-            state.set_place(index, Place::Lost(blocked.slot));
-            state.resident -= 1;
             kernel.release(page);
-            self.note(Event::Evict { addr: self.addr(index), after: After::Nothing });
-            self.note(Event::Lose { addr: self.addr(index) });
             return Err(LoadError::Failed);
         }
-        state.va.give_back(blocked.slot);
         kernel.epc.mark_reclaimable(page, self.owner, index);
         if blocked.attempt == Attempt::Restored {
-            state.set_place(index, Place::Resident(page));
             return Ok(page);
         }
         self.etrack(state);
