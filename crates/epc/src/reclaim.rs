@@ -108,24 +108,22 @@ impl<P: Platform, O: PageOwner> Epc<P, O> {
         for order in 0..batch {
             let Some(page) = lru.pop_front() else { break };
             let (id, index) = lru.owner(page).expect("a page on the list has an owner");
+            self.states[page.index()].change(PageState::Active, PageState::Reclaiming);
             found.push((id, Victim { page, index }, order));
         }
         // With the lock held: who finds the pages gone finds them counted.
         self.counters.scanned.fetch_add(found.len() as u64, Relaxed);
         let mut owners = Vec::new();
         found.retain(|(id, victim, _)| {
-            let state = &self.states[victim.page.index()];
             // One reference for a run of its pages.
             if owners.last().is_none_or(|(last, _)| last != id) {
                 let Some(owner) = lru.owners.get(*id).get() else {
                     // The destruction of its owner frees it; it counts as one of the batch all the same.
-                    lru.clear_owner(victim.page);
-                    state.change(PageState::Active, PageState::Owned);
+                    self.leave_pass(&mut lru, victim.page);
                     return false;
                 };
                 owners.push((*id, owner));
             }
-            state.change(PageState::Active, PageState::Reclaiming);
             true
         });
         drop(lru);
